@@ -1,0 +1,71 @@
+package provider
+
+import (
+	"io/fs"
+	"net/url"
+	"time"
+)
+
+// Spec is a parsed SecretProviderClass as one pod sees it: its parameters
+// overlaid by the pod's volumeAttributes, defaults merged, tenants expanded,
+// placeholders replaced. It depends on the raw attributes alone, never on flags,
+// so that a flag change re-issues nothing.
+type Spec struct {
+	Objects  []Object // in the SPC's order, for each tenant; at least one
+	Warnings []string // what was ignored and why, for the log, the Event and the status
+}
+
+// Object is one entry of the SPC's objects for one tenant: a read, and how its
+// answer becomes files.
+type Object struct {
+	Name     string // file name below the volume, or the directory of a multi-file format
+	Tenant   string // empty without tenants
+	Read     Read
+	Key      string      // secretKey: the entry of the data to write; empty: all of it
+	Encoding string      // "", "base64" or "hex": how the value is decoded before it is written
+	Format   string      // empty: exactly what the HashiCorp provider writes
+	Template string      // Go template, for Format "template"
+	Mode     fs.FileMode // 0–0777, the request's permission where the object says nothing
+	UID, GID int         // numeric owner and group; -1: left as created
+
+	Connection Connection // for the formats that describe a database connection
+	MountPath  string     // where the application sees the volume; empty: unknown
+
+	Refresh time.Duration // how often to look again at a read without a lease; never zero
+	Overlap time.Duration // how long an old credential outlives its replacement; zero: the policy's default
+}
+
+// Connection holds the parts of a database connection that are not secret.
+type Connection struct {
+	Host   string
+	Port   int // 0: the database's default
+	DBName string
+	Params map[string]string // extra settings, e.g. sslmode
+}
+
+// Read is one question to a backend. Objects with equal reads share one answer.
+type Read struct {
+	Source string // "vault"
+	Tenant string
+	Login  Login
+	Method string         // "GET", "PUT" or "POST"
+	Path   string         // cleaned, without leading "/" and "v1/", without query
+	Query  url.Values     // parameters that stood behind "?" in secretPath
+	Args   map[string]any // secretArgs, the body of a PUT or POST
+}
+
+// Login is how the pod's identity becomes a Vault token, as the SPC says it.
+// Zero fields mean the daemon's flags.
+type Login struct {
+	Method    string // "kubernetes" or "jwt": the same request, another default mount
+	Address   string
+	Namespace string
+	Mount     string // auth mount path without "auth/"; empty: the flag, else the method's name
+	Role      string
+	Audience  string // which of the pod's tokens to send; empty: "vault"
+
+	CACertPath, CADirectory       string // below the daemon's TLS directory
+	ClientCertPath, ClientKeyPath string // below the daemon's TLS directory
+	TLSServerName                 string
+	SkipTLSVerify                 bool
+}
