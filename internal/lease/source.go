@@ -83,6 +83,9 @@ const (
 	Once               // no end, and asking again would make another: never asked again (a PUT without TTL)
 )
 
+// String returns the word for the kind in metrics and status.
+func (k Kind) String() string { return [...]string{"leased", "polled", "static", "once"}[k] }
+
 // Granted is what a renewal was given.
 type Granted struct {
 	TTL       time.Duration
@@ -104,13 +107,16 @@ const (
 
 // Failure is a failed call to a Source.
 type Failure struct {
-	provider.Error         // Object is filled in by the caller
-	Verdict        Verdict //
+	Problem provider.Error // Object and Tenant are filled in by the caller
+	Verdict Verdict
 	// MayHaveMinted is true when the request may have taken effect at the
 	// backend: the answer was cut, timed out, or was a 5xx other than 503.
 	MayHaveMinted bool
 	RetryAfter    time.Duration // what the backend asked for; 0: nothing
 }
 
+// Error gives the Problem's text.
+func (f *Failure) Error() string { return f.Problem.Error() }
+
 // Unwrap makes the Failure's *provider.Error visible to errors.As.
-func (f *Failure) Unwrap() error { return &f.Error }
+func (f *Failure) Unwrap() error { return &f.Problem }

@@ -1,0 +1,198 @@
+package lease
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"time"
+
+	"github.com/tenure-csi/tenure/internal/volume"
+	"github.com/tenure-csi/tenure/provider"
+)
+
+// attempt is one try to give a volume what a spec asks for. When it fails, or
+// the time of a Mount is over with reads still out, it is kept for the retry, so
+// that what was issued is used and not issued again.
+type attempt struct {
+	hash   string
+	reads  map[string]*reading // by fingerprint
+	grants map[int]bool        // opened for it
+	keep   time.Time           // dropped then; zero while under way
+	cancel context.CancelFunc  // lets reads that were not sent yet give up
+	ctx    context.Context
+}
+
+// wanted is one read with all objects that are made of it.
+type wanted struct {
+	key     string // fingerprint of the read
+	print   string // fingerprint of the read and of all objects on it
+	read    provider.Read
+	objects []provider.Object
+	reason  Reason
+	prior   *lease // what the volume holds for the same fingerprint; nil: nothing
+}
+
+// reading is a read that was sent.
+type reading struct {
+	want  *wanted
+	grant *grant
+	sent  time.Time
+	done  chan struct{}
+
+	// After done:
+	issued Issued
+	err    error
+	// Set by the worker when it has taken the answer:
+	lease *lease
+	files []volume.File
+}
+
+func (r *reading) returned() bool {
+	select {
+	case <-r.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// wantedReads groups a spec's objects by what is read for them.
+func wantedReads(s *provider.Spec) []*wanted {
+	var all []*wanted
+	byRead := map[string]*wanted{}
+	for _, o := range s.Objects {
+		key := digest(o.Read)
+		if byRead[key] == nil {
+			byRead[key] = &wanted{key: key, read: o.Read}
+			all = append(all, byRead[key])
+		}
+		byRead[key].objects = append(byRead[key].objects, o)
+	}
+	for _, want := range all {
+		var b bytes.Buffer
+		for _, o := range want.objects {
+			o.Refresh, o.Overlap = 0, 0 // they change when to act, not what is written
+			b.WriteString(digest(o))
+		}
+		want.print = digest(b.String())
+	}
+	return all
+}
+
+// digest fingerprints a value of the model.
+func digest(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // the model is plain data
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:16])
+}
+
+// held names the grants and leases that belong to the attempt.
+func (w *worker) held() map[int]bool {
+	ids := map[int]bool{}
+	if w.attempt == nil {
+		return ids
+	}
+	for id := range w.attempt.grants {
+		ids[id] = true
+	}
+	for _, r := range w.attempt.reads {
+		if r.lease != nil {
+			ids[r.lease.ID] = true
+			ids[r.lease.Grant] = true
+		} else if !r.returned() {
+			ids[r.grant.ID] = true
+		}
+	}
+	return ids
+}
+
+// attemptFor returns the attempt for a spec: the kept one, or a new one after
+// dropping what was kept for another.
+func (w *worker) attemptFor(hash string) *attempt {
+	if w.attempt != nil && w.attempt.hash != hash {
+		w.dropAttempt()
+	}
+	if w.attempt == nil {
+		a := &attempt{hash: hash, reads: map[string]*reading{}, grants: map[int]bool{}}
+		a.ctx, a.cancel = context.WithCancel(w.m.ctx)
+		w.setAttempt(a)
+	}
+	w.attempt.keep = time.Time{}
+	return w.attempt
+}
+
+func (w *worker) setAttempt(a *attempt) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.attempt = a
+}
+
+// dropAttempt lets go of what was kept: settle ends it. Reads still out are
+// followed until they return.
+func (w *worker) dropAttempt() {
+	a := w.attempt
+	if a == nil {
+		return
+	}
+	a.cancel()
+	w.mu.Lock()
+	for _, r := range a.reads {
+		if r.lease == nil {
+			w.strays = append(w.strays, r)
+		}
+	}
+	w.attempt = nil
+	w.mu.Unlock()
+}
+
+// collectStrays takes the answers of reads whose attempt is gone: what they
+// brought is ended, with its grant or by itself.
+func (w *worker) collectStrays(now time.Time) bool {
+	var out []*reading
+	took := false
+	for _, r := range w.strays {
+		switch {
+		case !r.returned():
+			out = append(out, r)
+			continue
+		case r.err == nil && r.issued.LeaseID != "" && !r.grant.Ending:
+			r.grant.Ends = append(r.grant.Ends, leaseEnd{LeaseID: r.issued.LeaseID, Retry: now, Until: r.sent.Add(r.issued.TTL)})
+		}
+		took = true
+	}
+	w.mu.Lock()
+	w.strays = out
+	w.mu.Unlock()
+	return took
+}
+
+// send starts a read of its own goroutine: neither the Mount nor the worker
+// cancels it once it is sent.
+func (w *worker) send(a *attempt, want *wanted, g *grant, by Caller, urgency time.Time) {
+	r := &reading{want: want, grant: g, sent: time.Now(), done: make(chan struct{})}
+	src := w.m.Sources[want.read.Source]
+	w.mu.Lock()
+	a.reads[want.print] = r
+	g.inFlight++
+	s := g.session()
+	w.mu.Unlock()
+	w.m.work.Go(func() {
+		defer w.kick()
+		defer close(r.done)
+		if by.Work != Mounting {
+			r.err = w.m.pacer.wait(a.ctx, urgency)
+		}
+		if r.err == nil {
+			r.sent = time.Now()
+			r.issued, r.err = src.Read(a.ctx, by, s, want.read)
+		}
+		w.mu.Lock()
+		g.inFlight--
+		w.mu.Unlock()
+	})
+}

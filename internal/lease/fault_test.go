@@ -1,0 +1,464 @@
+package lease
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// down makes every call fail as if nobody listened.
+func down(_, _ string) error { return errDown }
+
+func (b *backend) set(fault func(op, path string) error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fault = fault
+}
+
+func TestBackendDownLongerThanARenewalInterval(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		p := n.withOrders(time.Hour, 24*time.Hour)
+		require.NoError(t, p.mount())
+		before, writes := p.files(), n.writes
+		time.Sleep(30 * time.Minute)
+		n.backend.set(down)
+		time.Sleep(20 * time.Minute) // past the renewal, before the hard deadline
+		n.backend.set(nil)
+		time.Sleep(30 * time.Minute)
+		require.Equal(t, before, p.files())
+		require.Equal(t, writes, n.writes)
+		require.True(t, p.works())
+		require.Equal(t, 1, n.backend.reads)
+	})
+}
+
+func TestBackendDownLongerThanALease(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		p := n.withOrders(time.Hour, 24*time.Hour)
+		require.NoError(t, p.mount())
+		before := p.files()
+		n.backend.set(down)
+		time.Sleep(3 * time.Hour)
+		require.Equal(t, before, p.files(), "stale files are better than none")
+		require.Equal(t, Expired, p.status().State)
+		require.NoError(t, p.mount(), "a republish of a live volume never fails")
+		n.backend.set(nil)
+		time.Sleep(2 * time.Minute)
+		require.NotEqual(t, before, p.files())
+		require.True(t, p.works())
+		require.Equal(t, 2, n.backend.reads, "one mint per read after the recovery")
+		require.Equal(t, Live, p.status().State)
+	})
+}
+
+func TestRenewalThatFailsMintsNothingBeforeTheHardDeadline(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		p := n.withOrders(time.Hour, 24*time.Hour)
+		require.NoError(t, p.mount())
+		n.backend.set(func(op, _ string) error {
+			if op == "renew" {
+				return errNoDB
+			}
+			return nil
+		})
+		time.Sleep(54 * time.Minute) // the hard deadline is at 54 min
+		require.Equal(t, 1, n.backend.reads)
+		tries := p.status().Leases[0].Problem
+		require.Contains(t, tries, "database")
+		time.Sleep(2 * time.Minute)
+		require.Equal(t, 2, n.backend.reads, "then one mint is tried")
+		require.True(t, p.works())
+	})
+}
+
+func TestRetriesBeforeExpiryWhateverTheLength(t *testing.T) {
+	for _, ttl := range []time.Duration{20 * time.Second, 5 * time.Minute, time.Hour, 24 * time.Hour} {
+		t.Run(ttl.String(), func(t *testing.T) {
+			scene(t, func(t *testing.T, n *node) {
+				n.backend.auth = role{ttl: 240 * time.Hour, max: 1000 * time.Hour}
+				p := n.withOrders(ttl, 100*ttl)
+				require.NoError(t, p.mount())
+				tries := 0
+				n.backend.set(func(op, _ string) error {
+					if op == "renew" {
+						tries++
+						return errNoDB
+					}
+					return nil
+				})
+				l := n.m.volumes[p.target].rec.current()[0]
+				time.Sleep(time.Until(hardDeadline(l.Expires, l.Length)) - time.Millisecond)
+				require.GreaterOrEqual(t, tries, 3)
+			})
+		})
+	}
+}
+
+func TestDatabaseDownMintsNothingInALoop(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		p := n.withOrders(20*time.Second, time.Minute)
+		require.NoError(t, p.mount())
+		reads := 0
+		n.backend.set(func(op, path string) error {
+			if op == "read" {
+				reads++
+			}
+			if op == "read" || op == "renew" {
+				return errNoDB
+			}
+			return nil
+		})
+		time.Sleep(time.Hour)
+		// 10, 20, 40, … 640 s and then every 15 minutes.
+		require.LessOrEqual(t, reads, 11)
+		require.GreaterOrEqual(t, reads, 8)
+		n.backend.set(nil)
+		time.Sleep(16 * time.Minute)
+		require.True(t, p.works())
+		require.LessOrEqual(t, n.backend.count(), 2)
+	})
+}
+
+func TestLostLeaseIsReplacedAtOnceAndOnlyOnce(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		p := n.withOrders(time.Hour, 24*time.Hour)
+		require.NoError(t, p.mount())
+		n.backend.mu.Lock()
+		for _, l := range n.backend.leases {
+			l.revoked = true // by an operator
+		}
+		n.backend.mu.Unlock()
+		time.Sleep(43 * time.Minute)
+		require.True(t, p.works())
+		require.Equal(t, 2, n.backend.reads)
+		require.Equal(t, Lost, p.status().Leases[0].Reason)
+	})
+}
+
+func TestLeaseThatIsLostAgainAndAgainIsGuarded(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		p := n.withOrders(time.Minute, 24*time.Hour)
+		require.NoError(t, p.mount())
+		n.backend.set(func(op, _ string) error {
+			if op == "renew" {
+				return errGone
+			}
+			return nil
+		})
+		time.Sleep(time.Hour)
+		require.LessOrEqual(t, n.backend.reads, 12, "30 s doubling to 15 min between mints")
+	})
+}
+
+func TestDeadTokenIsFollowedByOneLoginAndOneMint(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		p := n.withOrders(time.Hour, 24*time.Hour)
+		require.NoError(t, p.mount())
+		n.backend.mu.Lock()
+		for _, tok := range n.backend.tokens {
+			tok.dead = true
+		}
+		n.backend.mu.Unlock()
+		time.Sleep(45 * time.Minute)
+		require.True(t, p.works())
+		require.Equal(t, 2, n.backend.logins)
+		require.Equal(t, 2, n.backend.reads)
+	})
+}
+
+func TestRefusedRenewalKeepsTheFilesAndReplacesBeforeTheEnd(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		p := n.withOrders(time.Hour, 24*time.Hour)
+		require.NoError(t, p.mount())
+		n.backend.set(func(op, _ string) error {
+			if op == "renew" {
+				return errDenied
+			}
+			return nil
+		})
+		for range 55 {
+			time.Sleep(time.Minute)
+			require.True(t, p.works())
+		}
+		require.Equal(t, 2, n.backend.reads)
+	})
+}
+
+func TestShortTokenBoundsItsLeases(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		n.backend.auth = role{ttl: 20 * time.Minute, max: 2 * time.Hour}
+		p := n.withOrders(time.Hour, 24*time.Hour)
+		for range 5 * 60 {
+			require.NoError(t, p.mount()) // the driver republishes
+			time.Sleep(time.Minute)
+			require.True(t, p.works())
+		}
+		require.InDelta(t, 3, n.backend.reads, 1)
+		require.Equal(t, TokenEnd, p.status().Leases[0].Reason)
+	})
+}
+
+func TestWithoutRepublishTheVolumeLivesAsFarAsItsTokenAllows(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		n.backend.auth = role{ttl: 20 * time.Minute, max: 3 * time.Hour}
+		p := n.withOrders(20*time.Minute, time.Hour)
+		p.expires = time.Now().Add(time.Minute)
+		require.NoError(t, p.mount())
+		for range 3*60 - 20 {
+			time.Sleep(time.Minute)
+			require.True(t, p.works())
+		}
+		time.Sleep(16 * time.Minute)
+		require.True(t, p.works())
+		s := p.status()
+		require.Equal(t, NeedsIdentity, s.State)
+		require.Contains(t, s.Problem, "service account token")
+		require.Equal(t, 1, n.backend.logins)
+		reads := n.backend.reads
+		time.Sleep(5 * time.Hour)
+		require.Equal(t, Expired, p.status().State)
+		require.LessOrEqual(t, n.backend.reads, reads+1)
+		p.expires = time.Time{}
+		require.NoError(t, p.mount())
+		time.Sleep(time.Minute)
+		require.True(t, p.works(), "a fresh identity heals it")
+	})
+}
+
+func TestCertificateAndPollDoNotDisturbEachOther(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		b := n.backend
+		b.roles[orders] = role{ttl: 20 * time.Second, max: time.Minute}
+		b.roles["pki/issue/x"] = role{ttl: 24 * time.Hour, bare: true, fixed: true}
+		b.roles["secret/data/a"] = role{kind: Polled}
+		b.kv["secret/data/a"] = "one"
+		p := n.pod("p", db("db", orders)+db("cert", "pki/issue/x")+kv("kv", "secret/data/a"))
+		require.NoError(t, p.mount())
+		cert := p.files()["cert-user"]
+		mints := func() int { return b.mints["p "+orders] }
+		for range 10 {
+			time.Sleep(time.Minute)
+			require.True(t, p.works())
+		}
+		require.Equal(t, cert, p.files()["cert-user"], "only what is due is replaced")
+		require.Equal(t, 1, b.mints["p pki/issue/x"])
+		require.InDelta(t, 11, mints(), 1)
+
+		before := mints()
+		b.mu.Lock()
+		b.kv["secret/data/a"] = "two"
+		b.mu.Unlock()
+		for p.files()["kv"] != "two" {
+			time.Sleep(time.Second)
+		}
+		require.LessOrEqual(t, mints(), before+3, "within two minutes and some, and it mints nothing by itself")
+		require.Equal(t, cert, p.files()["cert-user"])
+	})
+}
+
+func TestEqualContentSwapsNothing(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		n.backend.roles["secret/data/a"] = role{kind: Polled}
+		n.backend.kv["secret/data/a"] = "one"
+		p := n.pod("p", kv("kv", "secret/data/a"))
+		require.NoError(t, p.mount())
+		time.Sleep(23 * time.Hour)
+		require.Equal(t, 1, n.writes)
+		require.InDelta(t, 690, n.backend.reads, 20)
+		require.Equal(t, 1, n.backend.tokenCount())
+	})
+}
+
+func TestChangedSpec(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		n.backend.roles["secret/data/a"] = role{kind: Polled}
+		p := n.withOrders(time.Hour, 24*time.Hour)
+		require.NoError(t, p.mount())
+		before := p.files()
+
+		good := p.objects
+		p.objects = "- {objectName: x"
+		require.NoError(t, p.mount(), "a broken edit leaves the old files")
+		require.Equal(t, before, p.files())
+		require.Contains(t, p.status().Problem, "objects")
+
+		p.objects = good + kv("kv", "secret/data/nothing")
+		require.NoError(t, p.mount())
+		require.Equal(t, before, p.files())
+
+		p.objects = good + kv("kv", "secret/data/a")
+		n.backend.kv["secret/data/a"] = "v"
+		require.NoError(t, p.mount())
+		require.Equal(t, before["db-user"], p.files()["db-user"], "the read that did not change is carried over")
+		require.Equal(t, "v", p.files()["kv"])
+		require.Equal(t, 1, n.backend.mints["p "+orders])
+
+		p.objects = kv("kv", "secret/data/a")
+		require.NoError(t, p.mount())
+		require.Len(t, p.files(), 1)
+		time.Sleep(11 * time.Minute)
+		require.Zero(t, n.backend.count(), "what the edit removed is ended after the overlap")
+	})
+}
+
+func TestFailedFirstMount(t *testing.T) {
+	t.Run("down", func(t *testing.T) {
+		scene(t, func(t *testing.T, n *node) {
+			p := n.withOrders(time.Hour, 24*time.Hour)
+			n.backend.set(down)
+			start := time.Now()
+			require.ErrorContains(t, p.mount(), "connection refused")
+			require.Less(t, time.Since(start), 35*time.Second)
+			require.Empty(t, p.files())
+			n.backend.set(nil)
+			require.NoError(t, p.mount())
+			require.Equal(t, 1, n.backend.reads)
+		})
+	})
+	t.Run("denied is answered from memory", func(t *testing.T) {
+		scene(t, func(t *testing.T, n *node) {
+			p := n.withOrders(time.Hour, 24*time.Hour)
+			calls := 0
+			n.backend.set(func(_, _ string) error { calls++; return errDenied })
+			for range 5 {
+				require.ErrorContains(t, p.mount(), "permission denied")
+			}
+			require.Equal(t, 1, calls)
+			n.backend.set(nil)
+			time.Sleep(deniedMemory)
+			require.NoError(t, p.mount())
+		})
+	})
+	t.Run("the reads that succeeded are kept for the retry", func(t *testing.T) {
+		scene(t, func(t *testing.T, n *node) {
+			n.backend.roles["secret/data/a"] = role{kind: Polled}
+			p := n.withOrders(time.Hour, 24*time.Hour)
+			p.objects += kv("kv", "secret/data/a")
+			n.backend.set(func(_, path string) error {
+				if path == "secret/data/a" {
+					return errDenied
+				}
+				return nil
+			})
+			require.Error(t, p.mount())
+			n.backend.set(nil)
+			time.Sleep(deniedMemory)
+			require.NoError(t, p.mount())
+			require.Equal(t, 1, n.backend.mints["p "+orders])
+			require.Equal(t, 1, n.backend.logins)
+		})
+	})
+	t.Run("what was kept is ended when nobody comes back", func(t *testing.T) {
+		scene(t, func(t *testing.T, n *node) {
+			p := n.withOrders(time.Hour, 24*time.Hour)
+			p.objects += kv("kv", "secret/data/nothing")
+			require.Error(t, p.mount())
+			require.Equal(t, 1, n.backend.count())
+			time.Sleep(keepAttempt + time.Second)
+			require.Zero(t, n.backend.count())
+			require.Zero(t, n.backend.tokenCount())
+		})
+	})
+	t.Run("a slow read is taken up by the next Mount", func(t *testing.T) {
+		scene(t, func(t *testing.T, n *node) {
+			p := n.withOrders(time.Hour, 24*time.Hour)
+			n.backend.lag = 40 * time.Second
+			start := time.Now()
+			require.Error(t, p.mount())
+			require.Less(t, time.Since(start), 45*time.Second)
+			for p.mount() != nil {
+				time.Sleep(time.Second)
+			}
+			require.Equal(t, 1, n.backend.mints["p "+orders])
+			require.Equal(t, 1, n.backend.logins)
+		})
+	})
+}
+
+func TestVolumeUnmountedAndMountedAgain(t *testing.T) {
+	for _, after := range []time.Duration{time.Second, 3 * time.Minute} {
+		t.Run(after.String(), func(t *testing.T) {
+			scene(t, func(t *testing.T, n *node) {
+				p := n.withOrders(time.Hour, 24*time.Hour)
+				require.NoError(t, p.mount())
+				before := p.files()
+				n.mu.Lock()
+				delete(n.mounts, p.target)
+				n.mu.Unlock()
+				time.Sleep(after)
+				n.pod("p", p.objects)
+				require.NoError(t, p.mount())
+				require.True(t, p.works())
+				if after < goneAfter {
+					require.Equal(t, before, p.files(), "the credential just issued is handed out again")
+					require.Equal(t, 1, n.backend.reads)
+				} else {
+					require.Equal(t, 2, n.backend.reads)
+					time.Sleep(5 * time.Second)
+					require.Equal(t, 1, n.backend.count(), "the old grant is ended")
+				}
+			})
+		})
+	}
+}
+
+func TestEndsStayOwed(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		p := n.withOrders(time.Hour, 24*time.Hour)
+		require.NoError(t, p.mount())
+		n.backend.set(down)
+		p.delete()
+		time.Sleep(10 * time.Minute)
+		require.Equal(t, 1, n.backend.count())
+		require.Equal(t, 1, n.m.Status()[0].Owed)
+		n.kill()
+		n.start(0)
+		n.backend.set(nil)
+		time.Sleep(11 * time.Minute)
+		require.Zero(t, n.backend.count())
+		require.Empty(t, n.records)
+	})
+}
+
+func TestRestartChangesNothing(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		var pods []*pod
+		n.backend.roles[orders] = role{ttl: time.Hour, max: 24 * time.Hour}
+		for i := range 100 {
+			p := n.pod(fmt.Sprint("p", i), db("db", orders))
+			require.NoError(t, p.mount())
+			pods = append(pods, p)
+		}
+		time.Sleep(10 * time.Minute)
+		n.kill()
+		gone := pods[0]
+		gone.delete()
+		logins, reads, writes := n.backend.logins, n.backend.reads, n.writes
+		n.start(0)
+		time.Sleep(5 * time.Second)
+		require.False(t, n.backend.count() > 99, "a volume that ended meanwhile is ended after the start")
+		// No Mount comes: the driver's rotation is off.
+		for range 100 {
+			time.Sleep(time.Minute)
+			for _, p := range pods[1:] {
+				require.True(t, p.works())
+			}
+		}
+		require.Equal(t, logins, n.backend.logins)
+		require.Equal(t, reads, n.backend.reads)
+		require.Equal(t, writes, n.writes)
+		require.GreaterOrEqual(t, n.backend.renewals, 2*2*99, "two renewals of every token and lease")
+	})
+}
+
+func TestClockSteps(t *testing.T) {
+	now := time.Now()
+	require.True(t, passed(now, now))
+	require.False(t, passed(now, now.Add(time.Second)))
+	require.True(t, passed(now, now.Round(0).Add(-time.Second)))
+	require.True(t, isDue(now, now.Add(time.Hour), now.Add(time.Minute)), "issued in the future: the clock was set back")
+	require.False(t, isDue(now, now.Add(time.Hour), now.Add(-time.Minute)))
+	require.False(t, isDue(now, time.Time{}, now.Add(time.Minute)), "never due")
+}

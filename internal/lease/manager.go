@@ -1,0 +1,282 @@
+// Package lease is the core: what is owed to whom until when. It issues what a
+// volume's SPC asks for, renews and replaces it before it ends, and ends it when
+// the volume is gone, through Sources that know backends and Files that knows
+// volumes.
+package lease
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/tenure-csi/tenure/internal/volume"
+	"github.com/tenure-csi/tenure/provider"
+)
+
+// Files puts generations into volumes. *volume.Writer implements it. Calls for
+// one target are never made at once, but for Current.
+type Files interface {
+	// Write swaps in a generation. On an error the old one is untouched.
+	Write(target string, g volume.Generation) error
+	// Current names the directory of the present generation.
+	Current(target string) (string, error)
+	// Remove deletes a replaced generation's directory.
+	Remove(target, dir string) error
+	// Look says what is left of a volume.
+	Look(target, podUID string) volume.Presence
+	// Root identifies the pods directory, and fails where it can't be listed.
+	Root() (volume.Mark, error)
+}
+
+// Store keeps the records of volumes over a restart. *Journal implements it.
+// Calls for one id are never made at once.
+type Store interface {
+	// Load returns every readable record and the recorded mark of the pods
+	// directory; what can't be read is set aside, never an error for the others.
+	Load() ([]*Record, volume.Mark, error)
+	// Save writes one record; when it returns, a kill loses nothing of it.
+	Save(r *Record) error
+	// Remove forgets a record; a missing one is no error.
+	Remove(id string) error
+	// SaveMark records the pods directory whose absences may be believed.
+	SaveMark(volume.Mark) error
+}
+
+// Config is what a Manager works with. All fields but Registerer are required.
+type Config struct {
+	Sources    map[string]Source // by the name that objects call them
+	Files      Files
+	Store      Store
+	VersionKey []byte // keys the HMAC of object versions: equal on all nodes, they agree
+	Log        *slog.Logger
+	Registerer prometheus.Registerer // nil: metrics are counted but not registered
+}
+
+// Manager holds the leases of a node's volumes. It implements
+// provider.Mounter; all its methods may be called from many goroutines at once.
+type Manager struct {
+	Config
+	metrics *metrics
+	ctx     context.Context // ends when the manager closes: nothing new is begun
+	cancel  context.CancelFunc
+	work    sync.WaitGroup // every goroutine
+	queue   *queue
+	pacer   *pacer
+
+	mu      sync.Mutex
+	volumes map[string]*worker // by target
+	ended   map[string]*worker // by record id: gone, with ends still owed
+	mark    volume.Mark        // the pods directory that absences are believed in
+	blind   error              // why absences are not believed now
+	closed  bool
+}
+
+const (
+	sweepEvery   = 2 * time.Second
+	mountBudget  = 30 * time.Second // well before kubelet's 2 minutes: a Mount in flight delays the unmount
+	goneAfter    = 2 * time.Minute  // the driver unmounts and retries after failures of its own
+	deniedMemory = 10 * time.Second // a refused Mount is answered from memory for this long
+)
+
+// Open loads the store, ends what a killed process left half-done, and goes on
+// with every live volume at its own due times: it issues nothing and rewrites
+// no file. Close must be called.
+func Open(c Config) (*Manager, error) {
+	records, mark, err := c.Store.Load()
+	if err != nil {
+		return nil, err
+	}
+	m := &Manager{
+		Config: c, metrics: newMetrics(c.Registerer), queue: newQueue(), pacer: newPacer(),
+		volumes: map[string]*worker{}, ended: map[string]*worker{}, mark: mark,
+	}
+	if c.Registerer != nil {
+		c.Registerer.MustRegister(newCollector(m))
+	}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	if err := m.checkRoot(); err != nil {
+		c.Log.Error("pods directory can't be trusted: nothing is ended until it can", "error", err)
+	}
+	for _, s := range records {
+		m.adopt(s)
+	}
+	m.work.Go(m.run)
+	m.work.Go(func() { m.pacer.run(m.ctx) })
+	return m, nil
+}
+
+// adopt takes up a volume from its record.
+func (m *Manager) adopt(r *Record) {
+	w := newWorker(m, r)
+	if r.Ended {
+		m.ended[r.ID] = w
+	} else {
+		m.volumes[r.Target] = w
+		w.recover()
+	}
+	w.kick()
+}
+
+// Mount implements provider.Mounter. A cancelled ctx ends only the waiting.
+func (m *Manager) Mount(ctx context.Context, r provider.Request) ([]provider.Version, error) {
+	w, err := m.worker(r)
+	if err != nil {
+		return nil, err
+	}
+	a, vs, err := w.ask(r)
+	if a == nil {
+		return vs, err
+	}
+	select {
+	case <-a.done:
+		return a.versions, a.err
+	case <-ctx.Done():
+		return nil, &provider.Error{Class: provider.Deadline, Cause: "the caller stopped waiting; the work goes on", Err: ctx.Err()}
+	}
+}
+
+// worker returns the worker of a request's volume, made new where it is not known.
+func (m *Manager) worker(r provider.Request) (*worker, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil, &provider.Error{Class: provider.Unavailable, Cause: "the daemon is stopping", Remedy: "kubelet tries again"}
+	}
+	w := m.volumes[r.Target]
+	if w == nil {
+		w = newWorker(m, &Record{Schema: schema, ID: newID(), Pod: r.Pod, Target: r.Target})
+		m.volumes[r.Target] = w
+	}
+	return w, nil
+}
+
+// forget drops a volume that holds and owes nothing any more.
+func (m *Manager) forget(w *worker) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.volumes[w.rec.Target] == w {
+		delete(m.volumes, w.rec.Target)
+	}
+	delete(m.ended, w.rec.ID)
+}
+
+// retire moves an ended volume aside, so that a new one may come at its target.
+func (m *Manager) retire(w *worker) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.volumes[w.rec.Target] == w {
+		delete(m.volumes, w.rec.Target)
+	}
+	m.ended[w.rec.ID] = w
+}
+
+// run is the clock: it wakes volumes whose time has come and sweeps.
+func (m *Manager) run() {
+	sweep := time.NewTicker(sweepEvery)
+	defer sweep.Stop()
+	for {
+		wait := time.NewTimer(m.queue.until(time.Now()))
+		select {
+		case <-m.ctx.Done():
+			wait.Stop()
+			return
+		case <-sweep.C:
+			m.sweep()
+		case <-wait.C:
+		case <-m.queue.changed:
+		}
+		wait.Stop()
+		for _, w := range m.queue.due(time.Now()) {
+			w.kick()
+		}
+	}
+}
+
+// sweep ends the volumes that are gone. Absence counts only while the pods
+// directory can be listed and is the one that was recorded.
+func (m *Manager) sweep() {
+	if m.checkRoot() != nil {
+		return
+	}
+	m.mu.Lock()
+	all := make([]*worker, 0, len(m.volumes))
+	for _, w := range m.volumes {
+		all = append(all, w)
+	}
+	m.mu.Unlock()
+	now := time.Now()
+	var gone []*worker
+	for _, w := range all {
+		switch m.Files.Look(w.rec.Target, w.rec.Pod.UID) {
+		case volume.PodGone:
+			gone = append(gone, w)
+		case volume.VolumeGone:
+			if w.quietFor(now, goneAfter) {
+				gone = append(gone, w)
+			}
+		}
+	}
+	if len(gone) == 0 || m.checkRoot() != nil { // the directory may have gone while we looked
+		return
+	}
+	for _, w := range gone {
+		w.markEnded()
+	}
+}
+
+// checkRoot says whether absences below the pods directory may be believed.
+func (m *Manager) checkRoot() error {
+	mark, err := m.Files.Root()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case err != nil:
+	case m.mark == (volume.Mark{}):
+		if err = m.Store.SaveMark(mark); err == nil {
+			m.mark = mark
+		}
+	case m.mark != mark:
+		err = errors.New("it is not the directory that was recorded: the kubelet's root was replaced or is not mounted; " +
+			"mount it at the same path, or remove the file root in the state directory to accept it")
+	}
+	if (err == nil) != (m.blind == nil) {
+		m.Log.Warn("trust in the pods directory changed", "error", err)
+	}
+	m.blind = err
+	return err
+}
+
+// Ready says why the manager can't do all of its work now; nil when it can.
+func (m *Manager) Ready() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return errors.New("the daemon is stopping")
+	}
+	if m.blind != nil {
+		return &provider.Error{Class: provider.Precondition, Cause: "reading the pods directory: " + m.blind.Error(), Err: m.blind}
+	}
+	return nil
+}
+
+// Close begins nothing new, waits for what is under way and revokes nothing:
+// every live lease continues after the next Open. Reads that may have minted are
+// waited for as long as ctx allows; an error says that some were left behind.
+func (m *Manager) Close(ctx context.Context) error {
+	m.mu.Lock()
+	m.closed = true
+	m.mu.Unlock()
+	m.cancel()
+	done := make(chan struct{})
+	go func() { m.work.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return errors.New("stopping: reads that may have made credentials are still out; their tokens are journaled and end at the next start")
+	}
+}

@@ -1,0 +1,87 @@
+package lease
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// metrics counts what the manager does. No label holds a name of a pod, a
+// tenant or a lease: their number is bounded.
+type metrics struct {
+	issued        *prometheus.CounterVec // by reason and kind
+	readErrors    *prometheus.CounterVec // by class
+	logins        *prometheus.CounterVec // by outcome
+	renewals      *prometheus.CounterVec // by outcome
+	ends          *prometheus.CounterVec // by what and outcome
+	orphans       prometheus.Counter
+	journalErrors prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	vec := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "tenure", Name: name, Help: help}, labels)
+	}
+	m := &metrics{
+		issued:     vec("issued_total", "Answers to reads, by why they were asked for and how they are kept fresh.", "reason", "kind"),
+		readErrors: vec("read_errors_total", "Reads that failed.", "class"),
+		logins:     vec("logins_total", "Logins with pods' identities.", "outcome"),
+		renewals:   vec("renewals_total", "Renewals of leases and tokens.", "outcome"),
+		ends:       vec("ends_total", "Grants and single leases ended at the backend.", "what", "outcome"),
+		orphans: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: "tenure", Name: "orphaned_possible_total",
+			Help: "Reads of unknown outcome: a credential may exist that nobody holds, until its own end.",
+		}),
+		journalErrors: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: "tenure", Name: "journal_errors_total", Help: "Records that could not be written.",
+		}),
+	}
+	if reg != nil {
+		reg.MustRegister(m.issued, m.readErrors, m.logins, m.renewals, m.ends, m.orphans, m.journalErrors)
+	}
+	return m
+}
+
+// collector reports the manager's present state when it is asked for.
+type collector struct {
+	m       *Manager
+	volumes *prometheus.Desc
+	expired *prometheus.Desc
+	owed    *prometheus.Desc
+}
+
+// Describe implements prometheus.Collector.
+func (c collector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	states := map[string]int{Live: 0, Waiting: 0, Away: 0, NeedsIdentity: 0, Expired: 0, Ending: 0}
+	expired, owed := 0, 0
+	for _, v := range c.m.Status() {
+		states[v.State]++
+		owed += v.Owed
+		for _, l := range v.Leases {
+			if l.State == Expired {
+				expired++
+			}
+		}
+	}
+	for state, n := range states {
+		ch <- prometheus.MustNewConstMetric(c.volumes, prometheus.GaugeValue, float64(n), state)
+	}
+	ch <- prometheus.MustNewConstMetric(c.expired, prometheus.GaugeValue, float64(expired))
+	ch <- prometheus.MustNewConstMetric(c.owed, prometheus.GaugeValue, float64(owed))
+}
+
+func newCollector(m *Manager) collector {
+	return collector{
+		m:       m,
+		volumes: prometheus.NewDesc("tenure_volumes", "Volumes by state.", []string{"state"}, nil),
+		expired: prometheus.NewDesc("tenure_leases_expired", "Leases in live files that are past their end.", nil, nil),
+		owed:    prometheus.NewDesc("tenure_owed_ends", "Grants and leases whose end at the backend is still owed.", nil, nil),
+	}
+}
+
+// outcome is the label for how a call went.
+func outcome(err error) string {
+	if err == nil {
+		return "ok"
+	}
+	return classOf(err).String()
+}

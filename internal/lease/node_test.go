@@ -1,0 +1,388 @@
+package lease
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tenure-csi/tenure/internal/volume"
+	"github.com/tenure-csi/tenure/provider"
+)
+
+// node is the model of a node: pods with volumes, the daemon that can be killed
+// between any two effects and started again, and a backend.
+type node struct {
+	t       *testing.T
+	backend *backend
+	m       *Manager
+	daemon  *instance
+
+	mu      sync.Mutex
+	mounts  map[string]*mounted // by target
+	pods    map[string]bool     // pod UIDs with a directory
+	records map[string][]byte   // the journal
+	mark    volume.Mark
+	effects int // of all daemons
+	writes  int // swaps
+	wrong   []string
+}
+
+// mounted is a volume as the pod sees it.
+type mounted struct {
+	present bool // the tmpfs is there
+	pod     string
+	current string
+	dirs    map[string]map[string]volume.File
+}
+
+// instance is one life of the daemon: after its kill it has no effect.
+type instance struct {
+	*backend
+	n      *node
+	dead   bool
+	killAt int // dies before this effect; 0: never
+}
+
+var errKilled = broken(provider.Internal, "killed", Retry, false)
+
+// live counts an effect, and says whether it still happens.
+func (i *instance) live() bool {
+	i.n.mu.Lock()
+	defer i.n.mu.Unlock()
+	if i.dead {
+		return false
+	}
+	i.n.effects++
+	if i.killAt > 0 && i.n.effects >= i.killAt {
+		i.dead = true
+		return false
+	}
+	return true
+}
+
+func newNode(t *testing.T) *node {
+	n := &node{
+		t: t, backend: newBackend(), mounts: map[string]*mounted{}, pods: map[string]bool{}, records: map[string][]byte{},
+	}
+	n.start(0)
+	return n
+}
+
+// start begins a life of the daemon, which ends before the given effect.
+func (n *node) start(killAt int) {
+	n.effects = 0
+	n.daemon = &instance{backend: n.backend, n: n, killAt: killAt}
+	out := io.Discard
+	if os.Getenv("TENURE_TEST_LOG") != "" {
+		out = os.Stderr
+	}
+	m, err := Open(Config{
+		Sources: map[string]Source{"vault": n.daemon}, Files: n.daemon, Store: store{n.daemon}, VersionKey: []byte("key"),
+		Log: slog.New(slog.NewTextHandler(out, nil)),
+	})
+	require.NoError(n.t, err)
+	n.m = m
+}
+
+// stop drains the daemon as SIGTERM does.
+func (n *node) stop() {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	require.NoError(n.t, n.m.Close(ctx))
+}
+
+// kill ends the daemon as SIGKILL does: what it has not done is not done.
+func (n *node) kill() {
+	n.mu.Lock()
+	n.daemon.dead = true
+	n.mu.Unlock()
+	n.stop()
+}
+
+// The instance as Source: a call of a dead daemon never reaches the backend; one
+// that was sent before takes effect, and nobody hears the answer.
+
+func (i *instance) Login(ctx context.Context, by Caller, l provider.Login, id provider.Identity) (Session, error) {
+	if !i.live() {
+		return Session{}, errKilled
+	}
+	s, err := i.backend.Login(ctx, by, l, id)
+	if !i.live() {
+		return Session{}, errKilled
+	}
+	return s, err
+}
+
+func (i *instance) Read(ctx context.Context, by Caller, s Session, r provider.Read) (Issued, error) {
+	if !i.live() {
+		return Issued{}, errKilled
+	}
+	is, err := i.backend.Read(ctx, by, s, r)
+	if !i.live() {
+		return Issued{}, errKilled
+	}
+	return is, err
+}
+
+func (i *instance) RenewSession(ctx context.Context, by Caller, s Session) (Granted, error) {
+	if !i.live() {
+		return Granted{}, errKilled
+	}
+	return i.backend.RenewSession(ctx, by, s)
+}
+
+func (i *instance) RenewLease(ctx context.Context, by Caller, s Session, id string, inc time.Duration) (Granted, error) {
+	if !i.live() {
+		return Granted{}, errKilled
+	}
+	return i.backend.RenewLease(ctx, by, s, id, inc)
+}
+
+func (i *instance) EndSession(ctx context.Context, by Caller, s Session) error {
+	if !i.live() {
+		return errKilled
+	}
+	return i.backend.EndSession(ctx, by, s)
+}
+
+func (i *instance) EndLease(ctx context.Context, by Caller, s Session, id string) error {
+	if !i.live() {
+		return errKilled
+	}
+	return i.backend.EndLease(ctx, by, s, id)
+}
+
+// The instance as Files.
+
+func (i *instance) Write(target string, g volume.Generation) error {
+	if !i.live() {
+		return errKilled
+	}
+	n := i.n
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	v := n.mounts[target]
+	if v == nil || !v.present {
+		return volume.ErrNotMounted
+	}
+	files := map[string]volume.File{}
+	for _, f := range g.Files {
+		if f.Keep {
+			old, ok := v.dirs[v.current][f.Path]
+			if !ok {
+				return volume.ErrLost
+			}
+			f.Data = old.Data
+		}
+		files[f.Path] = f
+	}
+	for dir := range v.dirs {
+		if dir != v.current && !slices.Contains(g.Retain, dir) {
+			delete(v.dirs, dir)
+		}
+	}
+	v.dirs[g.Dir] = files
+	v.current = g.Dir
+	n.writes++
+	n.checkPairs(target, files)
+	return nil
+}
+
+// checkPairs is I2: user and password of one object are of one lease.
+func (n *node) checkPairs(target string, files map[string]volume.File) {
+	for p, f := range files {
+		if base, ok := strings.CutSuffix(p, "-user"); ok {
+			if leaseOf(f.Data) != leaseOf(files[base+"-pass"].Data) {
+				n.wrong = append(n.wrong, target+": user and password of different leases")
+			}
+		}
+	}
+}
+
+func (i *instance) Current(target string) (string, error) {
+	i.n.mu.Lock()
+	defer i.n.mu.Unlock()
+	v := i.n.mounts[target]
+	switch {
+	case v == nil || !v.present:
+		return "", volume.ErrNotMounted
+	case v.current == "":
+		return "", volume.ErrEmpty
+	}
+	return v.current, nil
+}
+
+func (i *instance) Remove(target, dir string) error {
+	if !i.live() {
+		return errKilled
+	}
+	i.n.mu.Lock()
+	defer i.n.mu.Unlock()
+	if v := i.n.mounts[target]; v != nil && v.current != dir {
+		delete(v.dirs, dir)
+	}
+	return nil
+}
+
+func (i *instance) Look(target, podUID string) volume.Presence {
+	i.n.mu.Lock()
+	defer i.n.mu.Unlock()
+	switch {
+	case !i.n.pods[podUID]:
+		return volume.PodGone
+	case i.n.mounts[target] == nil:
+		return volume.VolumeGone
+	}
+	return volume.Here
+}
+
+func (i *instance) Root() (volume.Mark, error) { return volume.Mark{Dev: 1, Ino: 1}, nil }
+
+// store is the instance as Store: it keeps the bytes, so that a restart reads
+// what was written.
+type store struct{ *instance }
+
+func (i store) Load() ([]*Record, volume.Mark, error) {
+	i.n.mu.Lock()
+	defer i.n.mu.Unlock()
+	var all []*Record
+	for _, id := range slices.Sorted(maps.Keys(i.n.records)) {
+		r := &Record{}
+		if err := json.Unmarshal(i.n.records[id], r); err != nil {
+			return nil, i.n.mark, err
+		}
+		if err := r.check(); err != nil {
+			return nil, i.n.mark, err
+		}
+		all = append(all, r)
+	}
+	return all, i.n.mark, nil
+}
+
+func (i store) Save(r *Record) error {
+	if !i.live() {
+		return errKilled
+	}
+	b, err := json.Marshal(r)
+	i.n.mu.Lock()
+	defer i.n.mu.Unlock()
+	i.n.records[r.ID] = b
+	return err
+}
+
+func (i store) Remove(id string) error {
+	if !i.live() {
+		return errKilled
+	}
+	i.n.mu.Lock()
+	defer i.n.mu.Unlock()
+	delete(i.n.records, id)
+	return nil
+}
+
+func (i store) SaveMark(m volume.Mark) error {
+	i.n.mu.Lock()
+	defer i.n.mu.Unlock()
+	i.n.mark = m
+	return nil
+}
+
+// pod is a pod with one volume.
+type pod struct {
+	n       *node
+	name    string
+	target  string
+	objects string // the SPC's objects
+	expires time.Time
+}
+
+// db is an object pair on one dynamic read, kv and cert single ones.
+func db(name, path string) string {
+	return fmt.Sprintf("- {objectName: %[1]s-user, secretPath: %[2]s, secretKey: username}\n- {objectName: %[1]s-pass, secretPath: %[2]s, secretKey: password}\n", name, path)
+}
+
+func kv(name, path string) string {
+	return fmt.Sprintf("- {objectName: %s, secretPath: %s, secretKey: value}\n", name, path)
+}
+
+func (n *node) pod(name, objects string) *pod {
+	p := &pod{n: n, name: name, objects: objects, target: "/k/pods/" + name + "/volumes/kubernetes.io~csi/v/mount"}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.pods[name] = true
+	n.mounts[p.target] = &mounted{present: true, pod: name, dirs: map[string]map[string]volume.File{}}
+	return p
+}
+
+func (p *pod) request() provider.Request {
+	attrs := map[string]string{"roleName": "r", "objects": p.objects}
+	expires := p.expires
+	if expires.IsZero() {
+		expires = time.Now().Add(time.Hour)
+	}
+	return provider.Request{
+		Pod:    provider.Pod{Name: p.name, Namespace: "ns", UID: p.name, ServiceAccount: "sa"},
+		Target: p.target, Provider: "tenure", Mode: 0o644, Attributes: attrs, SpecHash: digest(attrs),
+		Identity: provider.Identity{Tokens: map[string]provider.Token{"vault": {Value: "jwt", Expires: expires}}},
+	}
+}
+
+// mount is a first Mount or a republish.
+func (p *pod) mount() error {
+	_, err := p.n.m.Mount(context.Background(), p.request())
+	return err
+}
+
+// delete removes the pod with its directory.
+func (p *pod) delete() {
+	p.n.mu.Lock()
+	defer p.n.mu.Unlock()
+	delete(p.n.pods, p.name)
+	delete(p.n.mounts, p.target)
+}
+
+// files returns the bytes of the present generation.
+func (p *pod) files() map[string]string {
+	p.n.mu.Lock()
+	defer p.n.mu.Unlock()
+	out := map[string]string{}
+	if v := p.n.mounts[p.target]; v != nil {
+		for path, f := range v.dirs[v.current] {
+			out[path] = string(f.Data)
+		}
+	}
+	return out
+}
+
+// status returns the daemon's word on the pod's volume.
+func (p *pod) status() VolumeStatus {
+	for _, v := range p.n.m.Status() {
+		if v.Target == p.target && v.State != Ending {
+			return v
+		}
+	}
+	return VolumeStatus{}
+}
+
+// works is I1 for one pod: the leases of all its files are alive.
+func (p *pod) works() bool {
+	p.n.backend.mu.Lock()
+	defer p.n.backend.mu.Unlock()
+	for _, data := range p.files() {
+		if id := leaseOf([]byte(data)); strings.HasPrefix(id, "lease-") && !p.n.backend.leaseAlive(id) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,160 @@
+package lease
+
+import (
+	"container/heap"
+	"context"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// tick bounds how late a suspend or a step of the wall clock is noticed.
+const tick = 5 * time.Second
+
+// queue is the one heap of what is due when.
+type queue struct {
+	mu      sync.Mutex
+	heap    dueHeap
+	changed chan struct{} // a nudge when the first entry has moved nearer
+}
+
+type entry struct {
+	at    time.Time
+	w     *worker       // in the queue
+	gate  chan struct{} // in the pacer; closed when it is the waiter's turn
+	index int           // in the heap; -1 outside
+}
+
+func newQueue() *queue { return &queue{changed: make(chan struct{}, 1)} }
+
+// set puts the entry at a time, or takes it out when at is zero.
+func (q *queue) set(e *entry, at time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	e.at = at
+	switch {
+	case at.IsZero() && e.index >= 0:
+		heap.Remove(&q.heap, e.index)
+	case at.IsZero():
+	case e.index >= 0:
+		heap.Fix(&q.heap, e.index)
+	default:
+		heap.Push(&q.heap, e)
+	}
+	if e.index == 0 {
+		select {
+		case q.changed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// until returns how long nothing is due, at most one tick.
+func (q *queue) until(now time.Time) time.Duration {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.heap) == 0 {
+		return tick
+	}
+	return min(max(q.heap[0].at.Sub(now), 0), tick)
+}
+
+// due takes out what has come due.
+func (q *queue) due(now time.Time) []*worker {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var ws []*worker
+	for len(q.heap) > 0 && passed(now, q.heap[0].at) {
+		ws = append(ws, heap.Pop(&q.heap).(*entry).w)
+	}
+	return ws
+}
+
+type dueHeap []*entry
+
+func (h dueHeap) Len() int           { return len(h) }
+func (h dueHeap) Less(i, j int) bool { return h[i].at.Before(h[j].at) }
+func (h dueHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].index, h[j].index = i, j
+}
+
+func (h *dueHeap) Push(x any) {
+	e := x.(*entry)
+	e.index = len(*h)
+	*h = append(*h, e)
+}
+
+func (h *dueHeap) Pop() any {
+	old := *h
+	e := old[len(old)-1]
+	e.index = -1
+	*h = old[:len(old)-1]
+	return e
+}
+
+// backgroundRate bounds what renewals, replacements and ends ask of the
+// backends together, so that leases due at once make no burst. Vault's
+// PostgreSQL plugin does about 190 writes a second, one at a time; mounts, which
+// pods wait for, are not counted here.
+const backgroundRate = 20
+
+// pacer lets background calls pass at backgroundRate, the nearest deadline first.
+type pacer struct {
+	mu      sync.Mutex
+	heap    dueHeap
+	arrived chan struct{}
+	limit   *rate.Limiter
+}
+
+func newPacer() *pacer {
+	return &pacer{arrived: make(chan struct{}, 1), limit: rate.NewLimiter(backgroundRate, 1)}
+}
+
+// wait returns nil when it is the caller's turn.
+func (p *pacer) wait(ctx context.Context, deadline time.Time) error {
+	e := &entry{at: deadline, gate: make(chan struct{}), index: -1}
+	p.mu.Lock()
+	heap.Push(&p.heap, e)
+	p.mu.Unlock()
+	select {
+	case p.arrived <- struct{}{}:
+	default:
+	}
+	select {
+	case <-e.gate:
+		return nil
+	case <-ctx.Done():
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if e.index >= 0 {
+			heap.Remove(&p.heap, e.index)
+		}
+		return ctx.Err()
+	}
+}
+
+// run opens the gates until ctx ends.
+func (p *pacer) run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.arrived:
+		}
+		for p.limit.Wait(ctx) == nil && p.open() {
+		}
+	}
+}
+
+// open lets the first waiter pass and reports whether there was one.
+func (p *pacer) open() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.heap) == 0 {
+		return false
+	}
+	close(heap.Pop(&p.heap).(*entry).gate)
+	return true
+}

@@ -1,0 +1,485 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tenure-csi/tenure/internal/format"
+	"github.com/tenure-csi/tenure/internal/volume"
+	"github.com/tenure-csi/tenure/provider"
+)
+
+// order is what a volume is to become, and how urgently.
+type order struct {
+	spec     spec
+	parsed   *provider.Spec
+	due      map[*lease]Reason // held, and to be issued again
+	live     bool              // the present files are there and can be kept
+	work     Work
+	deadline time.Time       // when whoever waits is answered
+	ctx      context.Context // background work stops waiting when it ends
+}
+
+// mountSpec brings the volume to a spec, for a Mount or a retried change.
+func (w *worker) mountSpec(o order) error {
+	parsed, err := w.parse(o.spec)
+	if err != nil {
+		return specError{err}
+	}
+	o.parsed = parsed
+	return w.reconcile(o)
+}
+
+// specError is an error that only another SPC can mend.
+type specError struct{ error }
+
+func (e specError) Unwrap() error { return e.error }
+
+// parse reads a spec and checks all that can be known before anything is issued.
+func (w *worker) parse(s spec) (*provider.Spec, error) {
+	parsed, err := provider.Parse(provider.Request{
+		Pod: w.rec.Pod, Target: w.rec.Target, Provider: s.Provider, Mode: s.Mode, Attributes: s.Attributes, SpecHash: s.Hash,
+	})
+	if err != nil {
+		return nil, err
+	}
+	var errs provider.Errors
+	for _, o := range parsed.Objects {
+		var e *provider.Error
+		if errors.As(format.Check(o), &e) {
+			errs = append(errs, e)
+		}
+		if w.m.Sources[o.Read.Source] == nil {
+			errs = append(errs, &provider.Error{Class: provider.Invalid, Object: o.Name, Field: "source", Cause: o.Read.Source + " is not supported by this version"})
+		}
+	}
+	if len(errs) > 0 {
+		return nil, errs
+	}
+	return parsed, nil
+}
+
+// reconcile is the one way in which a volume changes: what the order's spec
+// wants and the volume does not hold, or holds and has to be issued again, is
+// issued; then all files are switched at once. Nothing changes when a part fails.
+func (w *worker) reconcile(o order) error {
+	wants, missing := w.compare(o)
+	a := w.attemptFor(o.spec.Hash)
+	err := w.obtain(a, missing, o)
+	if err == nil {
+		err = w.swap(a, wants, o)
+	}
+	now := time.Now()
+	if err != nil {
+		a.keep = now.Add(keepAttempt)
+	} else {
+		w.dropAttempt()
+	}
+	w.settle(now)
+	w.saveBestEffort()
+	return err
+}
+
+// compare finds out what is wanted and what of it must be issued, and why.
+func (w *worker) compare(o order) (wants, missing []*wanted) {
+	held := map[string]*lease{}
+	for _, l := range w.rec.current() {
+		held[l.Print] = l
+	}
+	wants = wantedReads(o.parsed)
+	for _, want := range wants {
+		want.prior = held[want.print]
+		switch {
+		case w.rec.Current == nil:
+			want.reason = First
+		case want.prior == nil:
+			want.reason = SpecEdit
+		case !o.live:
+			want.reason = Lost
+		default:
+			want.reason = o.due[want.prior]
+		}
+		if want.reason != "" {
+			missing = append(missing, want)
+		}
+	}
+	return wants, missing
+}
+
+// obtain gets an answer for every missing read. For a Mount it tries again what
+// failed for a passing reason and certainly made nothing, until the deadline.
+func (w *worker) obtain(a *attempt, missing []*wanted, o order) error {
+	for try := 1; ; try++ {
+		err := w.issue(a, missing, o)
+		pause := backoff(try, 500*time.Millisecond, 8*time.Second)
+		if err == nil || o.work != Mounting || !repeatable(err) || time.Now().Add(pause).After(o.deadline) {
+			return err
+		}
+		select {
+		case <-time.After(pause):
+		case <-w.m.ctx.Done():
+			return err
+		}
+	}
+}
+
+// repeatable reports whether a failed call may be made again at once: the fault
+// may pass, and nothing was made.
+func repeatable(err error) bool {
+	var all provider.Errors
+	if !errors.As(err, &all) {
+		var f *Failure
+		return errors.As(err, &f) && f.Problem.Class.Passing() && !f.MayHaveMinted
+	}
+	return !slices.ContainsFunc(all, func(e *provider.Error) bool { return !repeatable(e) })
+}
+
+// issue sends the reads that have no answer yet and waits for all.
+func (w *worker) issue(a *attempt, missing []*wanted, o order) error {
+	var send []*wanted
+	for _, want := range missing {
+		r := a.reads[want.print]
+		if r != nil && (!r.returned() || r.err == nil || r.lease != nil) {
+			continue // under way, answered, or answered with what can't be written
+		}
+		if err := w.guarded(want); err != nil {
+			return err
+		}
+		send = append(send, want)
+	}
+	if len(send) > 0 {
+		grants, err := w.grantsFor(a, send, o)
+		if err != nil {
+			return err
+		}
+		if err := w.save(); err != nil { // before anything is minted under them
+			return err
+		}
+		for i, want := range send {
+			w.send(a, want, grants[i], w.caller(o.work), w.urgency(want.prior))
+		}
+	}
+	waitErr := w.await(a, missing, o)
+	err := w.take(a, missing)
+	if saveErr := w.save(); err == nil {
+		err = saveErr
+	}
+	if err == nil {
+		err = waitErr
+	}
+	return err
+}
+
+func (w *worker) caller(k Work) Caller { return Caller{Pod: w.rec.Pod, Work: k} }
+
+// urgency is the deadline by which background work is ordered.
+func (w *worker) urgency(l *lease) time.Time {
+	if l == nil || l.Expires.IsZero() {
+		return time.Now().Add(time.Hour)
+	}
+	return w.rec.end(l)
+}
+
+// await waits until every missing read has returned or nobody waits any longer.
+func (w *worker) await(a *attempt, missing []*wanted, o order) error {
+	timeout := time.NewTimer(time.Until(o.deadline))
+	defer timeout.Stop()
+	for _, want := range missing {
+		select {
+		case <-a.reads[want.print].done:
+		case <-timeout.C:
+			return blame(want, &provider.Error{
+				Class: provider.Deadline, Cause: "no answer to the read of " + want.read.Path + " yet; it goes on, and the next try uses its answer",
+			})
+		case <-o.ctx.Done():
+			return blame(want, &provider.Error{Class: provider.Unavailable, Cause: "the rotation made way for a Mount; it is taken up again"})
+		}
+	}
+	return nil
+}
+
+// take turns answers into leases and file contents, and failures into one error.
+func (w *worker) take(a *attempt, missing []*wanted) error {
+	var errs provider.Errors
+	for _, want := range missing {
+		r := a.reads[want.print]
+		if !r.returned() {
+			continue
+		}
+		if r.err == nil && r.lease == nil {
+			w.minted(want, r.issued)
+			r.err = w.render(r)
+			a.grants[r.grant.ID] = a.grants[r.grant.ID] || r.grant.Pending
+			if r.err != nil && r.issued.Kind == Polled {
+				delete(a.reads, want.print) // asking again costs nothing and may help
+			}
+		} else if r.err != nil && r.lease == nil {
+			w.failed(want, r.err)
+		}
+		if r.err != nil {
+			errs = append(errs, blame(want, r.err))
+		}
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return errs
+}
+
+// blame completes an error with the object and tenant that it is about.
+func blame(want *wanted, err error) *provider.Error {
+	var e *provider.Error
+	if !errors.As(err, &e) {
+		e = &provider.Error{Cause: err.Error(), Err: err}
+	}
+	named := *e
+	if named.Object == "" {
+		named.Object = want.objects[0].Name
+	}
+	if named.Tenant == "" {
+		named.Tenant = string(want.objects[0].Tenant)
+	}
+	named.Err = err // keeps the Failure findable
+	return &named
+}
+
+// grantsFor gives each read the grant that it is issued under, logging in where
+// needed: once for each login, all at once.
+func (w *worker) grantsFor(a *attempt, send []*wanted, o order) ([]*grant, error) {
+	type key struct {
+		source string
+		login  provider.Login
+	}
+	byLogin := map[key][]*wanted{}
+	for _, want := range send {
+		k := key{want.read.Source, want.read.Login}
+		byLogin[k] = append(byLogin[k], want)
+	}
+	var mu sync.Mutex
+	chosen := map[key]*grant{}
+	var logins errgroup.Group
+	for k, wants := range byLogin {
+		if g := w.usable(a, wants, o); g != nil {
+			chosen[k] = g
+			continue
+		}
+		g := &grant{}
+		chosen[k] = g
+		logins.Go(func() error {
+			err := w.login(g, wants[0], o)
+			if old := w.fallback(wants); err != nil && !classOf(err).Passing() && old != nil {
+				w.log.Info("no fresh identity: issuing under the volume's living token", "reason", err)
+				mu.Lock()
+				chosen[k], err = old, nil
+				mu.Unlock()
+			}
+			return err
+		})
+	}
+	err := logins.Wait()
+	for _, g := range chosen {
+		if g.ID == 0 && !g.Opened.IsZero() { // a login that succeeded counts, whatever the others did
+			w.enter(a, g)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	grants := make([]*grant, len(send))
+	for i, want := range send {
+		grants[i] = chosen[key{want.read.Source, want.read.Login}]
+	}
+	return grants, nil
+}
+
+// usable returns a grant that needs no new login: the attempt's own, the
+// volume's newest for looks that mint nothing, or one opened a moment ago.
+func (w *worker) usable(a *attempt, wants []*wanted, o order) *grant {
+	read := wants[0].read
+	for _, g := range w.rec.Grants {
+		if a.grants[g.ID] && !g.Ending && g.Source == read.Source && g.Login == read.Login {
+			return g
+		}
+	}
+	newest := w.rec.newest(read.Source, read.Login)
+	if newest == nil {
+		return nil
+	}
+	looks, length := o.live, newest.Length
+	for _, want := range wants {
+		looks = looks && want.prior != nil && want.prior.Kind != Leased
+		if want.prior != nil && want.prior.Length > 0 {
+			length = min(length, want.prior.Length)
+		}
+	}
+	if looks || (!newest.final() && time.Since(newest.Opened) < length/10) {
+		return newest
+	}
+	return nil
+}
+
+// login opens a grant with the pod's identity.
+func (w *worker) login(g *grant, want *wanted, o order) error {
+	w.mu.Lock()
+	id := w.identity
+	w.mu.Unlock()
+	if o.work != Mounting {
+		if err := w.m.pacer.wait(o.ctx, w.urgency(want.prior)); err != nil {
+			return &provider.Error{Class: provider.Unavailable, Cause: "the rotation made way for a Mount; it is taken up again", Err: err}
+		}
+	}
+	sent := time.Now()
+	s, err := w.m.Sources[want.read.Source].Login(w.m.ctx, w.caller(o.work), want.read.Login, id)
+	w.m.metrics.logins.WithLabelValues(outcome(err)).Inc()
+	if err != nil {
+		return blame(want, err)
+	}
+	*g = grant{
+		Source: want.read.Source, Login: want.read.Login, Token: s.Token.Reveal(), Accessor: s.Accessor,
+		Opened: sent, Length: s.TTL, Jitter: jitter(), Renewable: s.Renewable, Revocable: s.Revocable, Pending: true,
+	}
+	if s.MaxTTL > 0 {
+		g.End = sent.Add(s.MaxTTL)
+	}
+	g.begin(sent, s.TTL)
+	return nil
+}
+
+// enter adds a new grant to the record.
+func (w *worker) enter(a *attempt, g *grant) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.rec.LastID++
+	g.ID = w.rec.LastID
+	w.rec.Grants = append(w.rec.Grants, g)
+	a.grants[g.ID] = true
+	if !g.Revocable && g.Token != "" {
+		w.log.Warn("the token can't be revoked: its credentials live to their end; "+
+			"set token_type=service on the Vault role to have them end with the pod", "role", g.Login.Role)
+	}
+}
+
+// fallback returns a living grant for a replacement without fresh identity: one
+// under which a new lease would clearly outlive the present one.
+func (w *worker) fallback(wants []*wanted) *grant {
+	read := wants[0].read
+	g := w.rec.newest(read.Source, read.Login)
+	if g == nil || passed(time.Now(), g.Expires) && !g.Expires.IsZero() {
+		return nil
+	}
+	for _, want := range wants {
+		if l := want.prior; l != nil && l.Kind == Leased && !g.End.IsZero() &&
+			g.End.Before(w.rec.end(l).Add(scale(l.Length, replaceMargin))) {
+			return nil
+		}
+	}
+	return g
+}
+
+// swap writes the new generation and makes it the present one.
+func (w *worker) swap(a *attempt, wants []*wanted, o order) error {
+	now := time.Now()
+	gen := &generation{Dir: volume.NewDirName(now), Spec: o.spec}
+	var files []volume.File
+	changed := !o.live || w.rec.Current == nil || len(wants) != len(w.rec.Current.Leases)
+	for i, want := range wants {
+		l, content := want.prior, []volume.File(nil)
+		if r := a.reads[want.print]; want.reason != "" && r != nil {
+			l, content = r.lease, r.files
+			if o.live && want.prior != nil && sameFiles(want.prior, l) {
+				if l.LeaseID == "" { // only the look is new
+					w.looked(want.prior, l, a, now)
+					l = want.prior
+				}
+				content = nil
+			} else {
+				changed = true
+			}
+		}
+		if content == nil {
+			content = kept(l)
+		}
+		changed = changed || w.rec.Current.Leases[i] != l.ID
+		l.Refresh, l.Overlap = intervals(want.objects, l.Length)
+		gen.Leases = append(gen.Leases, l.ID)
+		files = append(files, content...)
+	}
+	w.parsed = o.parsed
+	if !changed {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.rec.Current.Spec = o.spec
+		for _, g := range w.rec.Grants {
+			g.Pending = g.Pending && !a.grants[g.ID]
+		}
+		return nil
+	}
+	return w.write(gen, files, o, now)
+}
+
+// write journals the new generation, switches the files and adopts it.
+func (w *worker) write(gen *generation, files []volume.File, o order, now time.Time) error {
+	w.mu.Lock()
+	w.rec.Pending = gen
+	w.mu.Unlock()
+	err := w.save()
+	if err == nil {
+		g := volume.Generation{Dir: gen.Dir, Files: files}
+		for _, d := range w.rec.Retired {
+			g.Retain = append(g.Retain, d.Dir)
+		}
+		if w.rec.Current != nil {
+			g.Retain = append(g.Retain, w.rec.Current.Dir)
+		}
+		err = w.m.Files.Write(w.rec.Target, g)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.rec.Pending = nil
+	if err != nil {
+		w.away = w.away || errors.Is(err, volume.ErrNotMounted)
+		return err
+	}
+	w.adoptGeneration(gen, now)
+	w.change, w.refusal = nil, nil
+	w.recent = nil
+	if !slices.ContainsFunc(files, func(f volume.File) bool { return f.Keep }) {
+		w.recent = &recent{dir: gen.Dir, files: files, until: now.Add(keepAttempt)}
+	}
+	return nil
+}
+
+// adoptGeneration makes gen the present generation; the overlap of what it
+// replaces begins.
+func (w *worker) adoptGeneration(gen *generation, now time.Time) {
+	old, was := w.rec.Current, w.rec.current()
+	w.rec.Current = gen
+	for _, g := range w.rec.Grants {
+		g.Pending = false
+	}
+	w.versions = versions(w.rec.current())
+	if old == nil {
+		return
+	}
+	until := now.Add(minRetain)
+	for _, l := range was {
+		if slices.Contains(gen.Leases, l.ID) {
+			continue
+		}
+		l.Until = now.Add(l.Overlap)
+		if end := w.rec.end(l); !end.IsZero() && end.Before(l.Until) {
+			l.Until = end
+		}
+		if l.Until.After(until) {
+			until = l.Until
+		}
+	}
+	if old.Dir != gen.Dir {
+		w.rec.Retired = append(w.rec.Retired, retired{Dir: old.Dir, Until: until})
+	}
+}

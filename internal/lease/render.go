@@ -1,0 +1,94 @@
+package lease
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"reflect"
+	"time"
+
+	"github.com/tenure-csi/tenure/internal/format"
+	"github.com/tenure-csi/tenure/internal/volume"
+	"github.com/tenure-csi/tenure/provider"
+)
+
+// render makes the lease and the files of an answered read. The lease is
+// entered even when its answer can't be rendered: it must be ended.
+func (w *worker) render(r *reading) error {
+	i, want := r.issued, r.want
+	l := &lease{
+		Grant: r.grant.ID, Source: want.read.Source, Login: want.read.Login, Print: want.print, Tenant: want.read.Tenant,
+		Reason: want.reason, LeaseID: i.LeaseID, Kind: i.Kind, Length: i.TTL, Issued: r.sent, Renewable: i.Renewable, Jitter: jitter(),
+	}
+	if i.TTL > 0 {
+		l.Expires = r.sent.Add(i.TTL)
+	}
+	l.Refresh, l.Overlap = intervals(want.objects, l.Length)
+	now := time.Now()
+	w.mu.Lock()
+	w.rec.LastID++
+	l.ID = w.rec.LastID
+	w.rec.Leases = append(w.rec.Leases, l)
+	w.rec.schedule(l, r.sent, now)
+	l.look(now, i.Next)
+	r.lease = l
+	w.mu.Unlock()
+	for _, o := range want.objects {
+		out, err := format.Render(o, i.Secret)
+		if err != nil {
+			return err
+		}
+		ob := object{ID: o.Name, Version: w.version(o, out.Stable)}
+		for _, f := range out.Files {
+			r.files = append(r.files, volume.File{Path: f.Path, Mode: o.Mode, UID: o.UID, GID: o.GID, Data: f.Data})
+			ob.Files = append(ob.Files, file{Path: f.Path, Mode: o.Mode, UID: o.UID, GID: o.GID})
+		}
+		l.Objects = append(l.Objects, ob)
+	}
+	return nil
+}
+
+// version is the object's version: equal on all nodes for equal content, and
+// nothing can be learned of the content from it without the key.
+func (w *worker) version(o provider.Object, stable []byte) string {
+	h := hmac.New(sha256.New, w.m.VersionKey)
+	fmt.Fprintf(h, "%q %o %d %d\n", o.Name, o.Mode, o.UID, o.GID)
+	h.Write(stable)
+	return hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+// sameFiles reports whether a new answer gives exactly what the volume shows.
+func sameFiles(a, b *lease) bool { return reflect.DeepEqual(a.Objects, b.Objects) }
+
+// kept lists a lease's files, to be carried over.
+func kept(l *lease) []volume.File {
+	var files []volume.File
+	for _, o := range l.Objects {
+		for _, f := range o.Files {
+			files = append(files, volume.File{Path: f.Path, Mode: f.Mode, UID: f.UID, GID: f.GID, Keep: true})
+		}
+	}
+	return files
+}
+
+// looked takes over the times of a look that found nothing new.
+func (w *worker) looked(l, found *lease, a *attempt, now time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	l.Due, l.Retry, l.Tries, l.Problem = found.Due, time.Time{}, 0, ""
+	l.Expires, l.Length, l.Issued, l.Final, l.Next = found.Expires, found.Length, found.Issued, found.Final, found.Next
+}
+
+// intervals returns how often to look at a read again, by its most eager
+// object, and how long its credential outlives its replacement, by its most
+// patient one.
+func intervals(objects []provider.Object, length time.Duration) (refresh, overlap time.Duration) {
+	for _, o := range objects {
+		if refresh == 0 || o.Refresh < refresh {
+			refresh = o.Refresh
+		}
+		overlap = max(overlap, o.Overlap)
+	}
+	return refresh, overlapOf(overlap, length)
+}
