@@ -3,6 +3,7 @@ package lease
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"strings"
 	"sync"
@@ -117,6 +118,18 @@ func (b *backend) alive(token string) bool {
 func (b *backend) leaseAlive(id string) bool {
 	l := b.leases[id]
 	return l != nil && !l.revoked && time.Now().Before(l.expires) && (l.role.bare || b.alive(l.token))
+}
+
+// forget drops what is long dead, so that a simulated month stays fast.
+func (b *backend) forget() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	maps.DeleteFunc(b.leases, func(id string, l *fakeLease) bool {
+		return !b.leaseAlive(id) && time.Since(l.expires) > 24*time.Hour
+	})
+	maps.DeleteFunc(b.tokens, func(id string, t *fakeToken) bool {
+		return !b.alive(id) && time.Since(t.expires) > 24*time.Hour
+	})
 }
 
 // count returns the working leases with a lease id.

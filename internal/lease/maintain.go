@@ -203,8 +203,11 @@ func (w *worker) tokenEnds(g *grant, now time.Time) {
 		return
 	}
 	for _, l := range w.rec.current() {
-		if l.Grant == g.ID && l.Kind == Leased && !l.Final && w.rec.end(l).Before(l.Expires) {
-			l.finish(TokenEnd, replacement(now, g.End, l.Length, l.Overlap, l.Jitter))
+		if l.Grant != g.ID || l.LeaseID == "" || l.Kind != Leased || !w.rec.end(l).Before(l.Expires) {
+			continue
+		}
+		if at := replacement(now, g.End, l.Length, l.Overlap, l.Jitter); !l.Final || at.Before(l.Due) {
+			l.finish(TokenEnd, at)
 		}
 	}
 }

@@ -5,6 +5,7 @@
 package lease
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -54,6 +55,8 @@ type Config struct {
 	VersionKey []byte // keys the HMAC of object versions: equal on all nodes, they agree
 	Log        *slog.Logger
 	Registerer prometheus.Registerer // nil: metrics are counted but not registered
+
+	sweep time.Duration // 0: sweepEvery; simulations of long times look less often
 }
 
 // Manager holds the leases of a node's volumes. It implements
@@ -176,7 +179,7 @@ func (m *Manager) retire(w *worker) {
 
 // run is the clock: it wakes volumes whose time has come and sweeps.
 func (m *Manager) run() {
-	sweep := time.NewTicker(sweepEvery)
+	sweep := time.NewTicker(cmp.Or(m.sweep, sweepEvery))
 	defer sweep.Stop()
 	for {
 		wait := time.NewTimer(m.queue.until(time.Now()))
@@ -185,7 +188,7 @@ func (m *Manager) run() {
 			wait.Stop()
 			return
 		case <-sweep.C:
-			m.sweep()
+			m.lookForEnds()
 		case <-wait.C:
 		case <-m.queue.changed:
 		}
@@ -196,9 +199,9 @@ func (m *Manager) run() {
 	}
 }
 
-// sweep ends the volumes that are gone. Absence counts only while the pods
+// lookForEnds ends the volumes that are gone. Absence counts only while the pods
 // directory can be listed and is the one that was recorded.
-func (m *Manager) sweep() {
+func (m *Manager) lookForEnds() {
 	if m.checkRoot() != nil {
 		return
 	}

@@ -33,7 +33,8 @@ type node struct {
 	pods    map[string]bool     // pod UIDs with a directory
 	records map[string][]byte   // the journal
 	mark    volume.Mark
-	effects int // of all daemons
+	effects int // of this life of the daemon
+	sweep   time.Duration
 	writes  int // swaps
 	wrong   []string
 }
@@ -89,10 +90,17 @@ func (n *node) start(killAt int) {
 	}
 	m, err := Open(Config{
 		Sources: map[string]Source{"vault": n.daemon}, Files: n.daemon, Store: store{n.daemon}, VersionKey: []byte("key"),
-		Log: slog.New(slog.NewTextHandler(out, nil)),
+		Log: slog.New(slog.NewTextHandler(out, nil)), sweep: n.sweep,
 	})
 	require.NoError(n.t, err)
 	n.m = m
+}
+
+// killed reports whether the daemon has met its kill point.
+func (n *node) killed() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.daemon.dead
 }
 
 // stop drains the daemon as SIGTERM does.

@@ -1,0 +1,240 @@
+package lease
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+const (
+	fleet     = 250
+	republish = 30 * time.Minute // each brings a fresh identity
+)
+
+// fleetRoles are the reads that the volumes of a simulated node mix.
+var fleetRoles = map[string]role{
+	"database/creds/h1":  {ttl: time.Hour, max: 24 * time.Hour},
+	"database/creds/h1b": {ttl: time.Hour, max: 72 * time.Hour},
+	"database/creds/h8":  {ttl: 8 * time.Hour, max: 240 * time.Hour},
+	"pki/issue/day":      {ttl: 24 * time.Hour, bare: true, fixed: true},
+	"pki/issue/leased":   {ttl: 12 * time.Hour, fixed: true},
+	"secret/data/a":      {kind: Polled},
+	"database/static/s":  {kind: Static, ttl: 6 * time.Hour},
+}
+
+// fleetSPC returns the objects of the i-th volume: two to four reads.
+func fleetSPC(i int) string {
+	var b strings.Builder
+	b.WriteString(db("a", "database/creds/h1"))
+	if i%2 == 0 {
+		b.WriteString(db("b", "database/creds/h1b"))
+	}
+	switch i % 5 {
+	case 0:
+		b.WriteString(db("c", "database/creds/h8"))
+	case 1:
+		b.WriteString(db("c", "pki/issue/day"))
+	case 2:
+		b.WriteString(db("c", "pki/issue/leased"))
+	case 3:
+		b.WriteString("- {objectName: kv, secretPath: secret/data/a, secretKey: value, refreshInterval: 1h}\n")
+	case 4:
+		b.WriteString(kv("kv", "database/static/s"))
+	}
+	return b.String()
+}
+
+// simulation runs a node for a time, hour by hour.
+type simulation struct {
+	*node
+	t     *testing.T
+	pods  []*pod
+	next  int
+	fault time.Time // no fault is younger than this
+}
+
+func newSimulation(t *testing.T, n *node) *simulation {
+	n.stop()
+	n.sweep = time.Minute
+	n.backend.roles = fleetRoles
+	n.backend.lag = 5 * time.Millisecond
+	n.backend.kv["secret/data/a"], n.backend.kv["database/static/s"] = "v", "s"
+	n.start(0)
+	return &simulation{node: n, t: t}
+}
+
+func (s *simulation) add() {
+	p := s.pod(fmt.Sprint("pod", s.next), fleetSPC(s.next))
+	s.next++
+	s.pods = append(s.pods, p)
+	for p.mount() != nil { // kubelet goes on trying
+		time.Sleep(time.Minute)
+	}
+}
+
+// step lets republishes come and checks that they cost nothing, then that every
+// file works.
+func (s *simulation) step() {
+	time.Sleep(republish)
+	s.backend.forget()
+	for _, p := range s.pods {
+		start := time.Now()
+		err := p.mount()
+		if err != nil || time.Since(start) != 0 {
+			require.Fail(s.t, "I7: a Mount of a live volume calls no backend and succeeds", "%v", err)
+		}
+	}
+	if time.Since(s.fault) < 3*time.Hour {
+		return // what a fault broke may take its time
+	}
+	for _, p := range s.pods {
+		if !p.works() {
+			require.Fail(s.t, "I1: a dead credential in live files", "%+v", p.status())
+		}
+	}
+}
+
+// reads is how many leases with an id a fleet's volumes hold.
+func (s *simulation) reads() (n int) {
+	for _, p := range s.pods {
+		for _, path := range []string{"database/creds/h1\"", "h1b", "h8", "pki/issue/leased"} {
+			if strings.Contains(strings.ReplaceAll(p.objects, ",", "\""), path) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// quiet is I3: after a time without events nothing is left over and nothing
+// is there twice.
+func (s *simulation) quiet() {
+	time.Sleep(25 * time.Minute) // no overlap is longer, nor a kept attempt
+	extra := s.backend.count() - s.reads()
+	require.GreaterOrEqual(s.t, extra, 0, "I3: leases are missing")
+	// A replacement's overlap may be running at any time.
+	require.LessOrEqual(s.t, extra, s.reads()/10, "I3: leases leaked")
+}
+
+func (s *simulation) endAll() {
+	for _, p := range s.pods {
+		p.delete()
+	}
+	time.Sleep(20 * time.Minute)
+	require.Zero(s.t, s.backend.count(), "I1: everything is revoked in the end")
+	require.Zero(s.t, s.backend.tokenCount())
+	require.Empty(s.t, s.records)
+}
+
+func TestMonthUndisturbed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a simulated month takes some seconds; -short leaves it out")
+	}
+	scene(t, func(t *testing.T, n *node) {
+		s := newSimulation(t, n)
+		for range fleet {
+			s.add()
+			time.Sleep(time.Duration(rand.Int64N(int64(time.Minute))))
+		}
+		begin := time.Now()
+		for time.Since(begin) < 30*24*time.Hour {
+			s.step()
+		}
+		s.quiet()
+
+		var hours []int
+		total := 0
+		from := begin.Add(24*time.Hour).Unix() / 60
+		for h := range int64(28 * 24) {
+			sum := 0
+			for m := range int64(60) {
+				sum += n.backend.writes[from+h*60+m]
+			}
+			hours = append(hours, sum)
+			total += sum
+		}
+		mean := float64(total) / float64(len(hours))
+		peak := float64(slices.Max(hours))
+		t.Logf("%.0f writes an hour for %d leases in %d volumes; peak/mean %.2f", mean, s.reads(), fleet, peak/mean)
+		require.LessOrEqual(t, peak/mean, 1.5)
+		// One hour leases cost at most 1.7 writes an hour, longer ones less, and
+		// so does a token; a replacement brings a token of its own.
+		require.LessOrEqual(t, mean, 1.7*float64(s.reads())+1.7*float64(n.backend.tokenCount()))
+		s.endAll()
+	})
+}
+
+func TestMonthOfFaults(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a simulated month takes some seconds; -short leaves it out")
+	}
+	scene(t, func(t *testing.T, n *node) {
+		s := newSimulation(t, n)
+		for range fleet {
+			s.add()
+		}
+		begin := time.Now()
+		for time.Since(begin) < 30*24*time.Hour {
+			s.step()
+			if rand.IntN(16) == 0 {
+				s.disturb()
+			}
+			if rand.IntN(4) == 0 { // pods come and go
+				i := rand.IntN(len(s.pods))
+				s.pods[i].delete()
+				s.pods = slices.Delete(s.pods, i, i+1)
+				s.add()
+			}
+		}
+		for time.Since(s.fault) < 4*time.Hour {
+			s.step()
+		}
+		s.quiet()
+		s.endAll()
+	})
+}
+
+// disturb makes one fault, and ends it after a while.
+func (s *simulation) disturb() {
+	switch rand.IntN(6) {
+	case 0:
+		s.kill()
+		s.start(0)
+	case 1:
+		s.stop()
+		time.Sleep(time.Duration(rand.Int64N(int64(2 * time.Hour)))) // a node in trouble
+		s.start(0)
+	case 2:
+		s.backend.set(down)
+		time.Sleep(time.Duration(rand.Int64N(int64(3 * time.Hour))))
+	case 3: // the database behind Vault is away
+		s.backend.set(func(op, path string) error {
+			if (op == "read" || op == "renew") && strings.HasPrefix(path, "database") {
+				return errNoDB
+			}
+			return nil
+		})
+		time.Sleep(time.Duration(rand.Int64N(int64(2 * time.Hour))))
+	case 4: // one call in ten is answered by nobody
+		s.backend.set(func(_, _ string) error {
+			if rand.IntN(10) == 0 {
+				return errDown
+			}
+			return nil
+		})
+		time.Sleep(2 * time.Hour)
+	case 5: // Vault has lost everything
+		s.backend.mu.Lock()
+		for _, tok := range s.backend.tokens {
+			tok.dead = true
+		}
+		s.backend.mu.Unlock()
+	}
+	s.backend.set(nil)
+	s.fault = time.Now()
+}

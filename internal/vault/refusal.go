@@ -1,0 +1,51 @@
+package vault
+
+import (
+	"strings"
+
+	"github.com/tenure-csi/tenure/internal/lease"
+	"github.com/tenure-csi/tenure/provider"
+)
+
+// refusals are Vault's reasons to refuse a login, by what their text holds, in
+// the order they are looked for.
+var refusals = []struct {
+	text   string
+	class  provider.Class
+	field  string
+	remedy string
+}{
+	{"audience", provider.Precondition, "audience", "set audience to one in bound_audiences of Vault role {role}, and list it under tokenRequests of CSIDriver secrets-store.csi.k8s.io"},
+	{"token is expired", provider.Precondition, "", "wait for kubelet to send a new token; with requiresRepublish off in CSIDriver secrets-store.csi.k8s.io it never does"},
+	{"expiration time", provider.Precondition, "", "wait for kubelet to send a new token; with requiresRepublish off in CSIDriver secrets-store.csi.k8s.io it never does"},
+	{"not yet valid", provider.Precondition, "", "compare the clocks of the Kubernetes API server and of Vault"},
+	{"subject", provider.Denied, "roleName", "bind Vault role {role} to subject system:serviceaccount:{namespace}:{account} (bound_subject)"},
+	{"issuer", provider.Denied, "", "set bound_issuer of auth/{mount}/config to the issuer of this cluster's service account tokens"},
+	{"signature", provider.Denied, "", "give auth/{mount}/config this cluster's present signing keys (jwks_url, jwt_validation_pubkeys or oidc_discovery_url)"},
+	{"service account name not authorized", provider.Denied, "roleName", "add {account} to bound_service_account_names of Vault role {role}"},
+	{"namespace not authorized", provider.Denied, "roleName", "add {namespace} to bound_service_account_namespaces of Vault role {role}"},
+	{"could not be found", provider.Denied, "roleName", "write the role at auth/{mount}/role/{role}, or correct roleName"},
+	{"invalid role name", provider.Denied, "roleName", "write the role at auth/{mount}/role/{role}, or correct roleName"},
+	{"missing role", provider.Invalid, "roleName", "set roleName"},
+	{"claim", provider.Denied, "roleName", "compare bound_claims of Vault role {role} with the pod's token"},
+	{"no handler for route", provider.Invalid, "vaultAuthMountPath", "enable the auth method at auth/{mount}, or correct vaultAuthMountPath or vaultNamespace"},
+}
+
+// refusedLogin is a login that Vault answers with 400, 403 or 404: permanent
+// for this credential. Vault says 403 without a reason also for a mount that
+// does not exist, so that nobody can find out which do.
+func refusedLogin(c call, a answer) *lease.Failure {
+	verdict := lease.Wrong
+	if a.status == 403 {
+		verdict = lease.Refused
+	}
+	words := strings.NewReplacer("{mount}", bounded(c.to.mount), "{role}", bounded(c.to.role),
+		"{namespace}", c.by.Pod.Namespace, "{account}", c.by.Pod.ServiceAccount)
+	for _, r := range refusals {
+		if a.says(r.text) {
+			return c.fail(verdict, r.class, r.field, told(c, a), words.Replace(r.remedy))
+		}
+	}
+	return c.fail(verdict, provider.Denied, "roleName", told(c, a), words.Replace(
+		"check that auth/{mount} is enabled and that its role {role} is bound to service account {account} of namespace {namespace}"))
+}

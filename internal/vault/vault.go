@@ -1,0 +1,162 @@
+// Package vault is the lease.Source that speaks to HashiCorp Vault: login with
+// the pod's own identity, read, renew, end, and what each answer means.
+//
+// It uses net/http with the wire types and header names of vault/api, not that
+// package's Client: the Client reads VAULT_* from the environment, retries reads
+// that mint, and takes the token along on a redirect.
+package vault
+
+import (
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/tenure-csi/tenure/internal/lease"
+)
+
+const (
+	// callTimeout bounds a login, a renewal, an end, and a read that is known to
+	// mint nothing, from the moment they have room to be sent.
+	callTimeout = 10 * time.Second
+	// mintTimeout bounds a read that may mint. Vault gives up on a request after
+	// 90 s itself (its default_max_request_duration).
+	mintTimeout = 90 * time.Second
+	// maxBody is the largest response that is read.
+	maxBody = 4 << 20
+	// maxKnown bounds the reads that are remembered as minting nothing.
+	maxKnown = 1024
+)
+
+// Config is what the daemon's operator says. The zero value allows any Vault
+// address but loopback and link-local ones, with the system's CAs.
+type Config struct {
+	Addr         string   // address for an SPC without vaultAddress; empty: every SPC must name one
+	AllowedAddrs []string // addresses an SPC may name beside Addr; empty: only Addr, and without Addr any
+	Mount        string   // auth mount for an SPC that names none; empty: the auth method's name
+	Namespace    string   // Vault namespace for an SPC that names none; empty: the root namespace
+
+	CACert     string // PEM file; with CAPath empty too: the system's CAs
+	CAPath     string // directory of PEM files, used beside CACert
+	ClientCert string // PEM file of the daemon's own certificate, shown to Addr only
+	ClientKey  string // PEM file, required with ClientCert
+	ServerName string // name expected in Addr's certificate; empty: the host of Addr
+
+	AllowSkipVerify bool   // whether an SPC may switch off TLS verification
+	TLSDir          string // directory below which an SPC's TLS paths lie; empty: an SPC may name none
+
+	Logger     *slog.Logger          // nil: nothing is logged
+	Registerer prometheus.Registerer // nil: metrics are counted and not shown
+}
+
+// Source is a lease.Source for Vault. Make it with New; its methods may be
+// called at once.
+type Source struct {
+	cfg     Config
+	allowed []string // normalised; the first is Addr where there is one; empty: any
+	log     *slog.Logger
+	metrics *metrics
+	gates   gates
+	clients clients
+	known   known
+}
+
+var _ lease.Source = (*Source)(nil)
+
+// New checks the configuration and returns a Source. It connects to nothing and
+// reads no TLS file yet: those are read, and read again after a change, at use.
+// It warns when no address is configured, because any pod author can then make
+// the daemon speak to any host. The error says which setting is wrong.
+func New(cfg Config) (*Source, error) {
+	s := &Source{cfg: cfg, log: cfg.Logger}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	addrs := cfg.AllowedAddrs
+	if cfg.Addr != "" {
+		addrs = append([]string{cfg.Addr}, addrs...)
+	}
+	for _, raw := range addrs {
+		addr, err := parseAddress(raw)
+		if err != nil {
+			return nil, fmt.Errorf("reading Vault address %q: %w", raw, err)
+		}
+		s.allowed = append(s.allowed, addr)
+	}
+	if (cfg.ClientCert == "") != (cfg.ClientKey == "") {
+		return nil, fmt.Errorf("reading TLS settings: client certificate and client key belong together")
+	}
+	if cfg.ClientCert != "" && cfg.Addr == "" {
+		return nil, fmt.Errorf("reading TLS settings: a client certificate is shown to the Vault address of the daemon only, and none is set")
+	}
+	for _, p := range []*string{&s.cfg.CACert, &s.cfg.CAPath, &s.cfg.ClientCert, &s.cfg.ClientKey, &s.cfg.TLSDir} {
+		if *p == "" {
+			continue
+		}
+		abs, err := filepath.Abs(*p)
+		if err != nil {
+			return nil, fmt.Errorf("reading TLS settings: %w", err)
+		}
+		*p = abs
+	}
+	if len(s.allowed) == 0 {
+		s.log.Warn("any pod author can make the daemon connect to any Vault address: set --vault-addr or --allowed-vault-addrs")
+	}
+	var err error
+	s.metrics, err = newMetrics(cfg.Registerer)
+	return s, err
+}
+
+// Close drops idle connections. It waits for nothing: every call of a Source
+// runs in its caller, who must have returned from them first.
+func (s *Source) Close() { s.clients.close() }
+
+// operator returns the operator's own address, empty without one.
+func (s *Source) operator() string {
+	if s.cfg.Addr == "" {
+		return ""
+	}
+	return s.allowed[0]
+}
+
+// known remembers reads that turned out to mint nothing, so that the next of
+// the same kind may be cancelled. It only ever chooses a time-out.
+type known struct {
+	mu    sync.Mutex
+	reads map[string]struct{}
+}
+
+func knownKey(addr, namespace, path string) string {
+	return strings.Join([]string{addr, namespace, path}, "\x00")
+}
+
+func (k *known) has(key string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	_, ok := k.reads[key]
+	return ok
+}
+
+// set remembers or forgets key; when full, some other entry goes.
+func (k *known) set(key string, idempotent bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !idempotent {
+		delete(k.reads, key)
+		return
+	}
+	if k.reads == nil {
+		k.reads = map[string]struct{}{}
+	}
+	for old := range k.reads {
+		if len(k.reads) < maxKnown {
+			break
+		}
+		delete(k.reads, old)
+	}
+	k.reads[key] = struct{}{}
+}
