@@ -1,0 +1,214 @@
+// Totals runs `go test -json` commands one after the other and says what came of
+// them: a line for each package, the whole output of each failure, then the slow
+// tests, the skipped ones with their reasons, and as the last line
+//
+//	N passed, N failed, N skipped
+//
+// Every test and subtest counts, as go test itself reports them. A package that
+// fails without a failed test (it does not compile, it panics, it leaks) counts
+// as one failure, and so does a command that ran no test at all.
+//
+//	totals 'go test -json ./...' 'go -C test test -json ./...'
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+)
+
+// event is what test2json and go build print, one a line.
+type event struct {
+	Action, Package, ImportPath, Test, Output string
+	Elapsed                                   float64 // seconds
+}
+
+// slow is from how many seconds on a test is named at the end; at most slowShown are.
+const (
+	slow      = 5.0
+	slowShown = 10
+)
+
+type took struct {
+	name    string
+	seconds float64
+}
+
+type totals struct {
+	w                       io.Writer
+	passed, failed, skipped int
+	output                  map[string]*strings.Builder // of tests and packages that have not ended
+	inPackage               map[string]int              // tests that ended, by package
+	failedIn                map[string]int              // tests that failed, by package
+	skips                   []string
+	slow                    []took
+}
+
+func main() {
+	t := newTotals(os.Stdout)
+	for _, line := range os.Args[1:] {
+		t.run(strings.Fields(line))
+	}
+	t.summary()
+	if t.failed > 0 || t.passed == 0 {
+		os.Exit(1)
+	}
+}
+
+func newTotals(w io.Writer) *totals {
+	return &totals{w: w, output: map[string]*strings.Builder{}, inPackage: map[string]int{}, failedIn: map[string]int{}}
+}
+
+func (t *totals) run(argv []string) {
+	fmt.Fprintf(t.w, "$ %s\n", strings.Join(argv, " "))
+	ended, failed := t.passed+t.failed+t.skipped, t.failed
+	cmd := exec.Command(argv[0], argv[1:]...) //nolint:gosec // the Makefile's own commands
+	cmd.Stderr = os.Stderr
+	stdout, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err == nil {
+		t.read(stdout)
+		err = cmd.Wait()
+	}
+	switch {
+	case err != nil && t.failed == failed:
+		t.failed++
+		fmt.Fprintf(t.w, "FAIL: running %s: %v\n", argv[0], err)
+	case t.passed+t.failed+t.skipped == ended:
+		t.failed++
+		fmt.Fprintln(t.w, "FAIL: no test ran")
+	}
+}
+
+// read takes one command's events to their end.
+func (t *totals) read(r io.Reader) {
+	lines := bufio.NewReader(r)
+	for {
+		line, err := lines.ReadBytes('\n')
+		var e event
+		switch {
+		case len(line) == 0:
+		case json.Unmarshal(line, &e) == nil:
+			t.take(e)
+		default:
+			_, _ = t.w.Write(line) // not from test2json: pass it on
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (t *totals) take(e event) {
+	key := e.Package + " " + e.Test
+	switch e.Action {
+	case "build-output":
+		fmt.Fprint(t.w, e.Output)
+	case "output":
+		b := t.output[key]
+		if b == nil {
+			b = &strings.Builder{}
+			t.output[key] = b
+		}
+		b.WriteString(e.Output)
+	case "pass", "fail", "skip":
+		if e.Test == "" {
+			t.endPackage(e, t.text(key))
+		} else {
+			t.endTest(e, t.text(key))
+		}
+		delete(t.output, key)
+	}
+}
+
+func (t *totals) text(key string) string {
+	if b := t.output[key]; b != nil {
+		return b.String()
+	}
+	return ""
+}
+
+func (t *totals) endTest(e event, text string) {
+	t.inPackage[e.Package]++
+	name := e.Package + " " + e.Test
+	switch e.Action {
+	case "pass":
+		t.passed++
+	case "fail":
+		t.failed++
+		t.failedIn[e.Package]++
+		fmt.Fprintf(t.w, "\nFAIL: %s\n%s\n", name, text)
+	case "skip":
+		t.skipped++
+		t.skips = append(t.skips, name+": "+reason(text))
+	}
+	if e.Elapsed >= slow {
+		t.slow = append(t.slow, took{name, e.Elapsed})
+	}
+}
+
+func (t *totals) endPackage(e event, text string) {
+	n := t.inPackage[e.Package]
+	switch {
+	case e.Action == "skip" || n == 0 && e.Action == "pass":
+		fmt.Fprintf(t.w, "-     %s (no tests)\n", e.Package)
+	case e.Action == "pass":
+		fmt.Fprintf(t.w, "ok    %s (%d tests, %.1fs)\n", e.Package, n, e.Elapsed)
+	default:
+		if t.failedIn[e.Package] == 0 {
+			t.failed++
+			fmt.Fprint(t.w, "\n", text, t.unended(e.Package))
+		}
+		fmt.Fprintf(t.w, "FAIL  %s (%d tests, %.1fs)\n", e.Package, n, e.Elapsed)
+	}
+}
+
+// unended is what tests said that a panic or a time-out cut off.
+func (t *totals) unended(pkg string) string {
+	var all strings.Builder
+	for key, b := range t.output {
+		if strings.HasPrefix(key, pkg+" ") && key != pkg+" " {
+			all.WriteString(b.String())
+		}
+	}
+	return all.String()
+}
+
+// reason is what a skipped test said, without go test's own lines.
+func reason(text string) string {
+	var said []string
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if line != "" && !strings.HasPrefix(line, "===") && !strings.HasPrefix(line, "--- SKIP") {
+			said = append(said, line)
+		}
+	}
+	if len(said) == 0 {
+		return "no reason given"
+	}
+	return strings.Join(said, " ")
+}
+
+func (t *totals) summary() {
+	slices.SortFunc(t.slow, func(a, b took) int { return int(1000 * (b.seconds - a.seconds)) })
+	if len(t.slow) > 0 {
+		fmt.Fprintln(t.w, "\nSlow tests:")
+	}
+	for _, s := range t.slow[:min(len(t.slow), slowShown)] {
+		fmt.Fprintf(t.w, "  %6.1fs %s\n", s.seconds, s.name)
+	}
+	if len(t.skips) > 0 {
+		fmt.Fprintf(t.w, "\nNOT TESTED: %d skipped\n", len(t.skips))
+	}
+	for _, s := range t.skips {
+		fmt.Fprintln(t.w, "  SKIP "+s)
+	}
+	fmt.Fprintf(t.w, "\n%d passed, %d failed, %d skipped\n", t.passed, t.failed, t.skipped)
+}
