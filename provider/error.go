@@ -1,6 +1,9 @@
 package provider
 
-import "strings"
+import (
+	"strconv"
+	"strings"
+)
 
 // Class says what kind of failure an Error is. It decides the gRPC code, in
 // one place (see Server), and whether a retry makes sense.
@@ -59,3 +62,37 @@ func (e *Error) Error() string {
 
 // Unwrap returns the error beneath.
 func (e *Error) Unwrap() error { return e.Err }
+
+// Errors are all problems found in one request or SPC, in the order of the SPC.
+type Errors []*Error
+
+// shownErrors is how many problems the text of Errors names: an Event cuts long
+// texts, and after five an author reads the first ones again anyway.
+const shownErrors = 5
+
+// Error renders the first five, separated by " | ", and says how many more there are.
+func (e Errors) Error() string {
+	var texts []string
+	for _, err := range e[:min(len(e), shownErrors)] {
+		texts = append(texts, err.Error())
+	}
+	text := strings.Join(texts, " | ")
+	if more := len(e) - shownErrors; more > 0 {
+		text += " | and " + strconv.Itoa(more) + " more"
+	}
+	return text
+}
+
+// Unwrap returns each problem, for errors.Is and errors.As.
+func (e Errors) Unwrap() []error {
+	all := make([]error, len(e))
+	for i, err := range e {
+		all[i] = err
+	}
+	return all
+}
+
+// invalid is an Error of class Invalid without an object.
+func invalid(field, cause, remedy string) *Error {
+	return &Error{Class: Invalid, Field: field, Cause: cause, Remedy: remedy}
+}

@@ -30,11 +30,12 @@ type Token struct {
 // Request is one Mount call, checked and decoded; its SPC is parsed only when
 // SpecHash is new to the volume.
 type Request struct {
+	Provider   string // name of the socket the call came through; under another than "tenure" unknown object fields are only warnings
 	Pod        Pod
 	Target     string            // the volume's target path, below <kubelet>/pods/<pod UID>
 	Mode       fs.FileMode       // default mode of files
 	Attributes map[string]string // all parameters without tokens and secrets: safe to journal
-	SpecHash   string            // over Attributes, without what the parser ignores, and Mode
+	SpecHash   string            // over Attributes, without what the parser ignores, Mode and Provider
 	Identity   Identity
 }
 

@@ -12,6 +12,7 @@ type metrics struct {
 	ends          *prometheus.CounterVec // by what and outcome
 	orphans       prometheus.Counter
 	journalErrors prometheus.Counter
+	panics        prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -31,9 +32,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		journalErrors: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: "tenure", Name: "journal_errors_total", Help: "Records that could not be written.",
 		}),
+		panics: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: "tenure", Name: "volume_panics_total", Help: "Panics that were kept to one volume.",
+		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.issued, m.readErrors, m.logins, m.renewals, m.ends, m.orphans, m.journalErrors)
+		reg.MustRegister(m.panics, m.issued, m.readErrors, m.logins, m.renewals, m.ends, m.orphans, m.journalErrors)
 	}
 	return m
 }

@@ -5,7 +5,9 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -201,7 +203,12 @@ func (w *worker) run() {
 
 // step does one piece of work and reports whether to look for more. It ends the
 // goroutine's hold on the volume when there is none.
-func (w *worker) step() bool {
+func (w *worker) step() (more bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			more = w.survive(p)
+		}
+	}()
 	w.mu.Lock()
 	stopping := w.m.ctx.Err() != nil
 	gone, a := w.gone && !w.rec.Ended, w.asked
@@ -243,6 +250,32 @@ func (w *worker) step() bool {
 	w.running = false
 	w.m.queue.set(&w.entry, next)
 	return false
+}
+
+// survive keeps a panic to the volume that it happened in: whoever waits gets an
+// error, and the worker looks again later.
+func (w *worker) survive(p any) bool {
+	err := w.m.panicked(w.log, p)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.serving != nil {
+		w.serving.answer(nil, err)
+		w.serving = nil
+	}
+	if w.asked != nil {
+		return true
+	}
+	w.running = false
+	w.m.queue.set(&w.entry, time.Now().Add(retryCap))
+	return false
+}
+
+// panicked reports a recovered panic as an error. The panic's own value is not
+// shown, it may hold a secret; the stack has none.
+func (m *Manager) panicked(log *slog.Logger, p any) error {
+	m.metrics.panics.Inc()
+	log.Error("recovered from a panic", "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+	return &provider.Error{Class: provider.Internal, Cause: "a fault in Tenure itself", Remedy: "report it with the daemon's log; other volumes are not affected"}
 }
 
 // arrived reports whether a stray read has returned. mu is held.

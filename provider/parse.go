@@ -1,0 +1,259 @@
+package provider
+
+import (
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+const (
+	// MaxObjects is how many objects one SPC may have.
+	MaxObjects = 64
+	// maxWarnings bounds what an SPC with many unknown words makes others read.
+	maxWarnings = 16
+	// ownName is the provider name under which unknown object fields are errors.
+	ownName = "tenure"
+)
+
+// Parse reads the SPC's parameters. It needs a Request's Provider, Pod, Mode and
+// Attributes only, so that a Request out of the journal gives the same Spec, and
+// depends on nothing else. It finds all problems at once: an error is Errors, all
+// of class Invalid. It may be called from many goroutines at once.
+func Parse(r Request) (*Spec, error) {
+	p := &parser{
+		request:      r,
+		placeholders: strings.NewReplacer("{namespace}", r.Pod.Namespace, "{serviceAccount}", r.Pod.ServiceAccount),
+		spec:         &Spec{},
+		found:        map[string]bool{},
+	}
+	p.checkWords()
+	p.parseObjects(p.login(), p.mountPath())
+	if len(p.errs) > 0 {
+		return nil, p.errs
+	}
+	return p.spec, nil
+}
+
+// parser collects what it finds in one SPC.
+type parser struct {
+	request      Request
+	placeholders *strings.Replacer
+	spec         *Spec
+	errs         Errors
+	found        map[string]bool // texts in errs: a wrong default is reported once, not for each object
+}
+
+func (p *parser) fail(object, field, cause, remedy string) {
+	err := &Error{Class: Invalid, Object: object, Field: field, Cause: cause, Remedy: remedy}
+	if text := err.Error(); !p.found[text] {
+		p.found[text] = true
+		p.errs = append(p.errs, err)
+	}
+}
+
+func (p *parser) warn(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	if len(p.spec.Warnings) < maxWarnings && !slices.Contains(p.spec.Warnings, text) {
+		p.spec.Warnings = append(p.spec.Warnings, text)
+	}
+}
+
+// checkWords looks at the names of all parameters.
+func (p *parser) checkWords() {
+	for _, word := range slices.Sorted(maps.Keys(p.request.Attributes)) {
+		isWord := func(w string) bool { return strings.EqualFold(w, word) }
+		switch {
+		case drivers(word) || slices.Contains(parameters, word):
+		case slices.Contains(plannedParameters, word):
+			p.fail("", word, unsupported, unsupportedRemedy)
+		case slices.ContainsFunc(legacyParameters, isWord):
+			p.warn("parameter %s is ignored, as by the HashiCorp provider", word)
+		case nearest(word, parameters, plannedParameters) != "":
+			p.fail("", brief(word), "is no parameter", "did you mean "+nearest(word, parameters, plannedParameters)+"?")
+		default:
+			p.warn("parameter %s is unknown and ignored", quote(word))
+		}
+	}
+}
+
+// parameter returns a parameter's value, checked for control characters.
+func (p *parser) parameter(name string) string {
+	value := p.request.Attributes[name]
+	if !printable(value) {
+		p.fail("", name, "has control characters", "remove them")
+		return ""
+	}
+	return value
+}
+
+func (p *parser) login() Login {
+	role := p.parameter("roleName")
+	if p.request.Attributes["roleName"] == "" {
+		p.fail("", "roleName", "is missing", "set the Vault role to log in with")
+	}
+	l := Login{
+		Method:        p.loginMethod(),
+		Address:       p.parameter("vaultAddress"),
+		Namespace:     p.parameter("vaultNamespace"),
+		Mount:         p.authMount(),
+		Role:          p.replace(role, func(cause, remedy string) { p.fail("", "roleName", cause, remedy) }),
+		Audience:      p.parameter("audience"),
+		TLSServerName: p.parameter("vaultTLSServerName"),
+	}
+	if l.Address != "" {
+		address, fault := vaultAddress(l.Address)
+		if fault != "" {
+			p.fail("", "vaultAddress", fault, "write it like https://vault.example.com:8200")
+		}
+		l.Address = address
+	}
+	p.tls(&l)
+	return l
+}
+
+func (p *parser) loginMethod() string {
+	method := p.parameter("vaultAuthMethod")
+	switch {
+	case method == "":
+		return logins[0]
+	case slices.Contains(plannedLogins, method):
+		p.fail("", "vaultAuthMethod", method+" "+unsupported, "use "+strings.Join(logins, " or "))
+	case !slices.Contains(logins, method):
+		p.fail("", "vaultAuthMethod", quote(method)+" is unknown", didYouMean(method, logins))
+	}
+	return method
+}
+
+// authMount reads the auth mount path, which has two names; empty: the default.
+func (p *parser) authMount() string {
+	_, old := p.request.Attributes["vaultKubernetesMountPath"]
+	_, both := p.request.Attributes["vaultAuthMountPath"]
+	if both = both && old; both {
+		p.fail("", "vaultAuthMountPath", "is set together with vaultKubernetesMountPath", "keep vaultAuthMountPath alone")
+	}
+	name := "vaultAuthMountPath"
+	if old {
+		name = "vaultKubernetesMountPath"
+	}
+	mount := p.parameter(name)
+	if climbs(mount) || strings.ContainsAny(mount, "?#%") {
+		p.fail("", name, "is no path of an auth mount", "write it like kubernetes or clusters/one, without auth/ in front")
+	}
+	return strings.Trim(path.Clean("/"+mount), "/")
+}
+
+func (p *parser) tls(l *Login) {
+	file := func(name string) string {
+		path := p.parameter(name)
+		if climbs(path) {
+			p.fail("", name, "has a part ..", "write the path below Tenure's TLS directory")
+		}
+		return path
+	}
+	l.CACertPath, l.CADirectory = file("vaultCACertPath"), file("vaultCADirectory")
+	l.ClientCertPath, l.ClientKeyPath = file("vaultTLSClientCertPath"), file("vaultTLSClientKeyPath")
+	if (l.ClientCertPath == "") != (l.ClientKeyPath == "") {
+		p.fail("", "vaultTLSClientCertPath", "is set without vaultTLSClientKeyPath, or the other way round", "set both or neither")
+	}
+	if skip, set := p.request.Attributes["vaultSkipTLSVerify"]; set {
+		var err error
+		if l.SkipTLSVerify, err = strconv.ParseBool(skip); err != nil {
+			p.fail("", "vaultSkipTLSVerify", quote(skip)+" is neither true nor false", `write "true" or "false"`)
+		}
+	}
+}
+
+func (p *parser) mountPath() string {
+	mount := p.parameter("mountPath")
+	if mount != "" && (!path.IsAbs(mount) || path.Clean(mount) != mount) {
+		p.fail("", "mountPath", "is no plain absolute path", "write the container's mountPath of the volume, like /var/run/secrets/db")
+	}
+	return mount
+}
+
+// replace fills in the placeholders of text and reports those that it can't.
+func (p *parser) replace(text string, report func(cause, remedy string)) string {
+	for _, found := range placeholder.FindAllString(text, -1) {
+		switch found {
+		case "{namespace}", "{serviceAccount}":
+		case "{tenant}":
+			report("has {tenant}, but the SPC has no tenants", "write the name itself")
+		default:
+			report("has the unknown placeholder "+brief(found), "use {namespace} or {serviceAccount}")
+		}
+	}
+	return p.placeholders.Replace(text)
+}
+
+// parseObjects reads objects, each laid over defaults.
+func (p *parser) parseObjects(login Login, mountPath string) {
+	defaults, _ := p.load("defaults", yaml.MappingNode, "mapping", "write object fields in it, like format: json")
+	list, ok := p.load("objects", yaml.SequenceNode, "list", "begin each object with - objectName:")
+	if !ok {
+		return
+	}
+	if list == nil || len(list.Content) == 0 {
+		p.fail("", "objects", "is empty", "list at least one object with objectName and secretPath")
+		return
+	}
+	if n := len(list.Content); n > MaxObjects {
+		p.fail("", "objects", "has "+strconv.Itoa(n)+" entries, more than "+strconv.Itoa(MaxObjects), "split the SPC into several volumes")
+		return
+	}
+	for i, node := range list.Content {
+		label := "#" + strconv.Itoa(i+1)
+		if node.Kind != yaml.MappingNode {
+			p.fail(label, "", "is empty or no mapping of fields", "write objectName and secretPath, each on a line indented alike")
+			continue
+		}
+		e := p.newEntry(label, node, defaults)
+		object := e.object(login)
+		object.MountPath = mountPath
+		p.spec.Objects = append(p.spec.Objects, object)
+	}
+	p.checkNames()
+}
+
+// load reads a parameter that holds YAML of one kind; nil when it is empty. ok is
+// false when it is wrong and said so.
+func (p *parser) load(name string, kind yaml.Kind, kindName, remedy string) (node *yaml.Node, ok bool) {
+	node, err := loadYAML(p.request.Attributes[name])
+	switch {
+	case err != nil:
+		p.fail("", name, "can't be read as YAML: "+err.Error(), "indent with spaces and keep to plain lists and mappings")
+		return nil, false
+	case node != nil && node.Kind != kind:
+		p.fail("", name, "is not a YAML "+kindName, remedy)
+		return nil, false
+	}
+	return node, true
+}
+
+// checkNames finds files that would be one, or a file where another needs a directory.
+func (p *parser) checkNames() {
+	files := map[string]string{}
+	named := slices.DeleteFunc(slices.Clone(p.spec.Objects), func(o Object) bool { return nameFault(o.Name) != "" })
+	for _, o := range named {
+		folded := strings.ToLower(o.Name)
+		if other, taken := files[folded]; taken {
+			cause := "is there twice"
+			if other != o.Name {
+				cause = "differs from object " + quote(other) + " in case only"
+			}
+			p.fail(o.Name, "objectName", cause, "give each object a name of its own")
+		}
+		files[folded] = o.Name
+	}
+	for _, o := range named {
+		for dir := path.Dir(strings.ToLower(o.Name)); dir != "."; dir = path.Dir(dir) {
+			if other, taken := files[dir]; taken {
+				p.fail(o.Name, "objectName", "lies below object "+quote(other), "give one of them another name: a file can't be a directory too")
+			}
+		}
+	}
+}

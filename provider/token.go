@@ -1,0 +1,133 @@
+package provider
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// DefaultAudience is the audience whose token logs in where the SPC names none,
+// as with the HashiCorp provider.
+const DefaultAudience = "vault"
+
+// parseTokens reads {"<audience>":{"token":"…","expirationTimestamp":"…"}}, the
+// form that the CSI specification of kubelet gives them. Errors never quote it.
+func parseTokens(text string) (map[string]Token, error) {
+	if text == "" {
+		return nil, nil
+	}
+	var sent map[string]struct {
+		Token   string    `json:"token"`
+		Expires time.Time `json:"expirationTimestamp"`
+	}
+	if json.Unmarshal([]byte(text), &sent) != nil {
+		return nil, invalid("", tokensKey+" of the Mount call is not kubelet's JSON", "leave it out of the pod's volumeAttributes")
+	}
+	tokens := make(map[string]Token, len(sent))
+	for audience, t := range sent {
+		tokens[audience] = Token{Value: Secret(t.Token), Expires: t.Expires}
+	}
+	return tokens, nil
+}
+
+// claims are what a service account token says of itself; see the bound service
+// account tokens of Kubernetes.
+type claims struct {
+	Subject    string  `json:"sub"`
+	Expires    float64 `json:"exp"` // seconds since 1970; 0: not told
+	Kubernetes struct {
+		Namespace      string `json:"namespace"`
+		ServiceAccount struct {
+			Name string `json:"name"`
+		} `json:"serviceaccount"`
+		Pod struct {
+			UID string `json:"uid"`
+		} `json:"pod"`
+	} `json:"kubernetes.io"`
+}
+
+// TokenFor returns the pod's token for audience; an empty audience means "vault".
+// It refuses one that is expired or says that it is another pod's, but verifies
+// no signature: that is Vault's. Where kubelet did not tell, Expires is the
+// token's own claim. Errors are *Error: Precondition without a token that is
+// still good, Invalid for one that is no JWT, Denied for another pod's.
+func (id Identity) TokenFor(audience string, pod Pod) (Token, error) {
+	if audience == "" {
+		audience = DefaultAudience
+	}
+	token, ok := id.Tokens[audience]
+	if !ok {
+		return Token{}, missingToken(audience, id.Tokens)
+	}
+	c, ok := parseClaims(token.Value.Reveal())
+	if !ok {
+		return Token{}, tokenError(Invalid, audience, "is empty or no JWT", "leave "+tokensKey+" out of the pod's volumeAttributes")
+	}
+	if wrong := c.mismatch(pod); wrong != "" {
+		return Token{}, tokenError(Denied, audience, "is not this pod's: its "+wrong, "leave "+tokensKey+" out of the pod's volumeAttributes")
+	}
+	if claimed := time.Unix(int64(c.Expires), 0); c.Expires > 0 && (token.Expires.IsZero() || claimed.Before(token.Expires)) {
+		token.Expires = claimed
+	}
+	if !token.Expires.IsZero() && !time.Now().Before(token.Expires) {
+		return Token{}, tokenError(Precondition, audience, "expired at "+token.Expires.UTC().Format(time.RFC3339)+" and a fresh one comes with the next republish",
+			"see that the driver runs with enableSecretRotation: true")
+	}
+	return token, nil
+}
+
+func tokenError(class Class, audience, what, remedy string) *Error {
+	return &Error{Class: class, Field: "audience", Cause: "the pod's service account token for audience " + quote(audience) + " " + what, Remedy: remedy}
+}
+
+func missingToken(audience string, have map[string]Token) *Error {
+	there := "none"
+	if len(have) > 0 {
+		var audiences []string
+		for _, a := range slices.Sorted(maps.Keys(have)) {
+			audiences = append(audiences, quote(a))
+		}
+		audiences = audiences[:min(len(audiences), 8)] // an author may send any number
+		there = strings.Join(audiences, ", ")
+	}
+	return tokenError(Precondition, audience, "did not come with the Mount call (audiences that came: "+there+")",
+		"in the CSIDriver secrets-store.csi.k8s.io set tokenRequests: [{audience: "+quote(audience)+"}], beside those it has, and requiresRepublish: true")
+}
+
+// parseClaims reads the claims of a JWT: three parts in base64url without padding.
+func parseClaims(jwt string) (c claims, ok bool) {
+	parts := strings.Split(jwt, ".")
+	if len(parts) != 3 {
+		return c, false
+	}
+	var payload []byte
+	for i, part := range parts {
+		decoded, err := base64.RawURLEncoding.DecodeString(part)
+		if err != nil || len(decoded) == 0 {
+			return c, false
+		}
+		if i == 1 {
+			payload = decoded
+		}
+	}
+	return c, json.Unmarshal(payload, &c) == nil
+}
+
+// mismatch names the first claim that is not pod's; claims but sub may be absent.
+func (c claims) mismatch(pod Pod) string {
+	differs := func(claim, want string) bool { return claim != "" && claim != want }
+	switch {
+	case c.Subject != "system:serviceaccount:"+pod.Namespace+":"+pod.ServiceAccount:
+		return "claim sub is not system:serviceaccount:" + pod.Namespace + ":" + pod.ServiceAccount
+	case differs(c.Kubernetes.Namespace, pod.Namespace):
+		return "claim kubernetes.io.namespace is not " + pod.Namespace
+	case differs(c.Kubernetes.ServiceAccount.Name, pod.ServiceAccount):
+		return "claim kubernetes.io.serviceaccount.name is not " + pod.ServiceAccount
+	case differs(c.Kubernetes.Pod.UID, pod.UID):
+		return "claim kubernetes.io.pod.uid is not " + pod.UID
+	}
+	return ""
+}
