@@ -3,6 +3,7 @@ package lease
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -31,7 +32,7 @@ type node struct {
 	mu      sync.Mutex
 	mounts  map[string]*mounted // by target
 	pods    map[string]bool     // pod UIDs with a directory
-	records map[string][]byte   // the journal
+	records map[string]*Record  // the journal
 	mark    volume.Mark
 	effects int // of this life of the daemon
 	sweep   time.Duration
@@ -74,7 +75,7 @@ func (i *instance) live() bool {
 
 func newNode(t *testing.T) *node {
 	n := &node{
-		t: t, backend: newBackend(), mounts: map[string]*mounted{}, pods: map[string]bool{}, records: map[string][]byte{},
+		t: t, backend: newBackend(), mounts: map[string]*mounted{}, pods: map[string]bool{}, records: map[string]*Record{},
 	}
 	n.start(0)
 	return n
@@ -257,8 +258,8 @@ func (i *instance) Look(target, podUID string) volume.Presence {
 
 func (i *instance) Root() (volume.Mark, error) { return volume.Mark{Dev: 1, Ino: 1}, nil }
 
-// store is the instance as Store: it keeps the bytes, so that a restart reads
-// what was written.
+// store is the instance as Store: it keeps copies, and a restart reads them
+// through JSON as from the journal.
 type store struct{ *instance }
 
 func (i store) Load() ([]*Record, volume.Mark, error) {
@@ -266,11 +267,12 @@ func (i store) Load() ([]*Record, volume.Mark, error) {
 	defer i.n.mu.Unlock()
 	var all []*Record
 	for _, id := range slices.Sorted(maps.Keys(i.n.records)) {
-		r := &Record{}
-		if err := json.Unmarshal(i.n.records[id], r); err != nil {
+		b, err := json.Marshal(i.n.records[id])
+		if err != nil {
 			return nil, i.n.mark, err
 		}
-		if err := r.check(); err != nil {
+		r := &Record{}
+		if err := errors.Join(json.Unmarshal(b, r), r.check()); err != nil {
 			return nil, i.n.mark, err
 		}
 		all = append(all, r)
@@ -282,11 +284,36 @@ func (i store) Save(r *Record) error {
 	if !i.live() {
 		return errKilled
 	}
-	b, err := json.Marshal(r)
 	i.n.mu.Lock()
 	defer i.n.mu.Unlock()
-	i.n.records[r.ID] = b
-	return err
+	i.n.records[r.ID] = clone(r)
+	return nil
+}
+
+// clone copies what a worker may change later.
+func clone(r *Record) *Record {
+	c := *r
+	c.Retired = slices.Clone(r.Retired)
+	for _, g := range []**generation{&c.Current, &c.Pending} {
+		if *g != nil {
+			gen := **g
+			*g = &gen
+		}
+	}
+	c.Grants, c.Leases = make([]*grant, len(r.Grants)), make([]*lease, len(r.Leases))
+	for i, g := range r.Grants {
+		copied := grant{
+			ID: g.ID, Source: g.Source, Login: g.Login, Token: g.Token, Accessor: g.Accessor, Opened: g.Opened, Length: g.Length,
+			Expires: g.Expires, End: g.End, Due: g.Due, Retry: g.Retry, Tries: g.Tries, Jitter: g.Jitter, Renewable: g.Renewable,
+			Revocable: g.Revocable, Pending: g.Pending, Ending: g.Ending, Ends: slices.Clone(g.Ends),
+		}
+		c.Grants[i] = &copied
+	}
+	for i, l := range r.Leases {
+		copied := *l
+		c.Leases[i] = &copied
+	}
+	return &c
 }
 
 func (i store) Remove(id string) error {

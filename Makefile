@@ -1,0 +1,99 @@
+# Everything that is done with this repository. `make help` lists it.
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS   += --no-print-directory
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+IMAGE   ?= tenure:$(VERSION)
+FUZZTIME ?= 20s
+PRODUCT := ./provider/... ./internal/... ./cmd/...
+# The vulnerability scanner is not in the tools module: it is no part of a build.
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: setup-test build vaultd ## show a database credential's life: Vault, PostgreSQL and the CSI driver's client, all on this machine
+	@cd test && go run ./demo
+
+.PHONY: test
+test: setup-test build vaultd bin/totals ## run every test but the race detector's, installing what they need; ends with the totals
+	@bin/totals 'go test -json -timeout=15m ./...' 'go -C test test -json -count=1 -timeout=20m ./...'
+
+.PHONY: unit
+unit: bin/totals ## run the product's tests: no other program is needed
+	@bin/totals 'go test -json -timeout=15m ./...'
+
+.PHONY: integration
+integration: setup-test build vaultd bin/totals ## run the tests against a real Vault and PostgreSQL
+	@bin/totals 'go -C test test -json -count=1 -timeout=20m ./...'
+
+.PHONY: conformance
+conformance: setup-test build vaultd bin/totals ## run the CSI driver's own client and the HashiCorp provider's cases
+	@bin/totals 'go -C test test -json -count=1 -timeout=20m ./conformance/...'
+
+.PHONY: race
+race: setup-race bin/totals ## run the product's tests under the race detector
+	@CGO_ENABLED=1 bin/totals 'go test -json -race -timeout=20m $(PRODUCT)'
+
+.PHONY: fuzz
+fuzz: ## run each fuzz target for FUZZTIME (default 20s)
+	@grep -rEo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' provider internal cmd | while IFS=: read -r file target; do \
+		echo "fuzz: $${file%/*} $${target#func }"; \
+		go test "./$${file%/*}" -run '^$$' -fuzz "^$${target#func }\$$" -fuzztime $(FUZZTIME); \
+	done
+
+.PHONY: lint
+lint: setup-lint bin/golangci-lint ## check the code: go vet, golangci-lint, shellcheck, and that go.mod files are tidy
+	go vet ./...
+	go -C test vet ./...
+	bin/golangci-lint run ./...
+	cd test && ../bin/golangci-lint run --config ../.golangci.yml ./...
+	shellcheck .ci/run test/scripts/*.sh
+	go mod tidy -diff
+	go -C test mod tidy -diff
+
+.PHONY: build
+build: ## build bin/tenure: static, without cgo, with the version from git
+	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/tenure ./cmd/tenure
+	@echo "built bin/tenure $(VERSION)"
+
+.PHONY: vaultd
+vaultd: ## build bin/vaultd, the Vault that the tests use (minutes when cold), unless TENURE_TEST_VAULTD names one
+	@if [ -n "$${TENURE_TEST_VAULTD:-}" ]; then echo "vaultd: using $$TENURE_TEST_VAULTD"; exit; fi; \
+	if [ ! -x bin/vaultd ]; then echo "vaultd: building Vault for the tests; the first time takes 5 to 10 minutes on 2 cores"; fi; \
+	CGO_ENABLED=0 test/scripts/with-heartbeat.sh vaultd go -C test/vaultd build -trimpath -ldflags '-s -w' -o ../../bin/vaultd .
+
+.PHONY: image
+image: ## build the container image IMAGE (needs a container engine)
+	docker build --build-arg VERSION=$(VERSION) --tag $(IMAGE) .
+
+.PHONY: setup
+setup: ## install the Debian packages that tests and checks need, those that are missing (apt-get, needs root)
+	@test/scripts/setup.sh postgres gcc shellcheck
+
+.PHONY: setup-test setup-race setup-lint
+setup-test:
+	@test/scripts/setup.sh postgres
+setup-race:
+	@test/scripts/setup.sh gcc
+setup-lint:
+	@test/scripts/setup.sh shellcheck
+
+.PHONY: vulncheck
+vulncheck: ## look for known vulnerabilities (needs the Go vulnerability database)
+	go run $(GOVULNCHECK) ./...
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
+
+bin/totals: test/totals/main.go
+	@go -C test build -o ../bin/totals ./totals
+
+bin/golangci-lint: test/tools/go.mod
+	@echo "lint: building golangci-lint; the first time takes some minutes"
+	@CGO_ENABLED=0 test/scripts/with-heartbeat.sh lint go -C test/tools build -o ../../bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
