@@ -1,12 +1,12 @@
 package lease
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/tenure-csi/tenure/internal/volume"
@@ -59,25 +59,33 @@ func (r *reading) returned() bool {
 	}
 }
 
+// parsedSpec is a spec as reconciling needs it.
+type parsedSpec struct {
+	warnings []string
+	reads    []wanted // without reason and prior
+}
+
 // wantedReads groups a spec's objects by what is read for them.
-func wantedReads(s *provider.Spec) []*wanted {
-	var all []*wanted
-	byRead := map[string]*wanted{}
+func wantedReads(s *provider.Spec) []wanted {
+	var all []wanted
+	byRead := map[string]int{}
 	for _, o := range s.Objects {
 		key := digest(o.Read)
-		if byRead[key] == nil {
-			byRead[key] = &wanted{key: key, read: o.Read}
-			all = append(all, byRead[key])
+		i, known := byRead[key]
+		if !known {
+			i = len(all)
+			byRead[key] = i
+			all = append(all, wanted{key: key, read: o.Read})
 		}
-		byRead[key].objects = append(byRead[key].objects, o)
+		all[i].objects = append(all[i].objects, o)
 	}
-	for _, want := range all {
-		var b bytes.Buffer
-		for _, o := range want.objects {
+	for i := range all {
+		var prints strings.Builder
+		for _, o := range all[i].objects {
 			o.Refresh, o.Overlap = 0, 0 // they change when to act, not what is written
-			b.WriteString(digest(o))
+			prints.WriteString(digest(o))
 		}
-		want.print = digest(b.String())
+		all[i].print = digest(prints.String())
 	}
 	return all
 }

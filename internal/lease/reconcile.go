@@ -17,7 +17,7 @@ import (
 // order is what a volume is to become, and how urgently.
 type order struct {
 	spec     spec
-	parsed   *provider.Spec
+	parsed   *parsedSpec
 	due      map[*lease]Reason // held, and to be issued again
 	live     bool              // the present files are there and can be kept
 	work     Work
@@ -41,7 +41,7 @@ type specError struct{ error }
 func (e specError) Unwrap() error { return e.error }
 
 // parse reads a spec and checks all that can be known before anything is issued.
-func (w *worker) parse(s spec) (*provider.Spec, error) {
+func (w *worker) parse(s spec) (*parsedSpec, error) {
 	parsed, err := provider.Parse(provider.Request{
 		Pod: w.rec.Pod, Target: w.rec.Target, Provider: s.Provider, Mode: s.Mode, Attributes: s.Attributes, SpecHash: s.Hash,
 	})
@@ -61,7 +61,7 @@ func (w *worker) parse(s spec) (*provider.Spec, error) {
 	if len(errs) > 0 {
 		return nil, errs
 	}
-	return parsed, nil
+	return &parsedSpec{warnings: parsed.Warnings, reads: wantedReads(parsed)}, nil
 }
 
 // reconcile is the one way in which a volume changes: what the order's spec
@@ -91,8 +91,10 @@ func (w *worker) compare(o order) (wants, missing []*wanted) {
 	for _, l := range w.rec.current() {
 		held[l.Print] = l
 	}
-	wants = wantedReads(o.parsed)
-	for _, want := range wants {
+	for _, read := range o.parsed.reads {
+		want := &wanted{}
+		*want = read
+		wants = append(wants, want)
 		want.prior = held[want.print]
 		switch {
 		case w.rec.Current == nil:

@@ -83,7 +83,7 @@ func (w *worker) status(now time.Time) VolumeStatus {
 		}
 	}
 	if w.parsed != nil {
-		v.Warnings = w.parsed.Warnings
+		v.Warnings = w.parsed.warnings
 	}
 	w.describe(&v)
 	return v

@@ -34,7 +34,7 @@ type worker struct {
 	serving   *ask               // is being served
 	interrupt context.CancelFunc // ends the waiting of background work when somebody asks
 
-	parsed  *provider.Spec    // of the present generation; nil until it is needed
+	parsed  *parsedSpec       // of the present generation; nil until it is needed
 	attempt *attempt          // under way, or kept for a retry
 	strays  []*reading        // reads of dropped attempts that have not returned
 	change  *failure          // an edit of the SPC that could not be carried out
