@@ -247,9 +247,12 @@ func (r *Record) settle(now time.Time, held map[int]bool) {
 	})
 }
 
-// check reports whether a loaded record is whole: every lease that a generation
-// names is there.
+// check reports whether a loaded record is whole: no entry is empty, and every
+// lease that a generation names is there.
 func (r *Record) check() error {
+	if slices.Contains(r.Grants, nil) || slices.Contains(r.Leases, nil) {
+		return errors.New("a grant or lease in it is empty")
+	}
 	for _, g := range []*generation{r.Current, r.Pending} {
 		if g == nil {
 			continue

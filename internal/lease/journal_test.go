@@ -1,0 +1,144 @@
+package lease
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tenure-csi/tenure/internal/volume"
+	"github.com/tenure-csi/tenure/provider"
+)
+
+var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+
+// tmpfsDir makes a directory on a tmpfs.
+func tmpfsDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "tenure-journal-*")
+	if err != nil {
+		t.Skip("SKIPPED: /dev/shm is not writable, and the journal needs a tmpfs:", err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+func openJournal(t *testing.T, dir string) *Journal {
+	t.Helper()
+	j, err := OpenJournal(t.Context(), dir, quiet)
+	require.NoError(t, err)
+	t.Cleanup(func() { j.Close() })
+	return j
+}
+
+func record(id string) *Record {
+	return &Record{
+		Schema: schema, ID: id, Target: "/t/" + id, Pod: provider.Pod{Name: "p"}, LastID: 2,
+		Current: &generation{Dir: "..d", Spec: spec{Hash: "h", Attributes: map[string]string{"a": "b"}}, Leases: []int{2}},
+		Grants:  []*grant{{ID: 1, Token: "hvs.x", Opened: time.Now()}},
+		Leases:  []*lease{{ID: 2, Grant: 1, LeaseID: "l", Length: time.Hour, Objects: []object{{ID: "o", Version: "v"}}}},
+	}
+}
+
+func TestJournalKeepsRecords(t *testing.T) {
+	dir := tmpfsDir(t)
+	j := openJournal(t, dir)
+	require.NoError(t, j.Save(record("a")))
+	require.NoError(t, j.Save(record("b")))
+	require.NoError(t, j.Remove("b"))
+	require.NoError(t, j.Remove("b"), "a missing record is no error")
+	require.NoError(t, j.SaveMark(volume.Mark{Dev: 7, Ino: 8}))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "c.json.tmp"), []byte("{"), 0o600))
+
+	all, mark, err := j.Load()
+	require.NoError(t, err)
+	require.Equal(t, volume.Mark{Dev: 7, Ino: 8}, mark)
+	require.Len(t, all, 1)
+	require.Equal(t, "a", all[0].ID)
+	require.Equal(t, "hvs.x", all[0].grant(1).Token)
+	require.NoFileExists(t, filepath.Join(dir, "c.json.tmp"))
+	info, err := os.Stat(filepath.Join(dir, "a.json"))
+	require.NoError(t, err)
+	require.EqualValues(t, 0o600, info.Mode().Perm())
+}
+
+func TestJournalSetsBadRecordsAside(t *testing.T) {
+	dir := tmpfsDir(t)
+	j := openJournal(t, dir)
+	require.NoError(t, j.Save(record("good")))
+	whole, err := os.ReadFile(filepath.Join(dir, "good.json"))
+	require.NoError(t, err)
+	for name, content := range map[string]string{
+		"cut":     string(whole[:len(whole)/2]),
+		"empty":   "",
+		"null":    "null",
+		"newer":   `{"schema":99,"id":"newer"}`,
+		"renamed": string(whole),
+		"holes":   `{"schema":1,"id":"holes","current":{"dir":"..d","leases":[5]}}`,
+		"nil":     `{"schema":1,"id":"nil","leases":[null]}`,
+	} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name+".json"), []byte(content), 0o600))
+	}
+	all, _, err := j.Load()
+	require.NoError(t, err)
+	require.Len(t, all, 1)
+	require.Equal(t, "good", all[0].ID)
+	bad, err := filepath.Glob(filepath.Join(dir, "*.bad"))
+	require.NoError(t, err)
+	require.Len(t, bad, 7)
+}
+
+func FuzzJournalRecord(f *testing.F) {
+	f.Add([]byte(`{"schema":1,"id":"x","grants":[null],"leases":[{"id":1}],"current":{"leases":[1]}}`))
+	dir, err := os.MkdirTemp("/dev/shm", "tenure-fuzz-*")
+	require.NoError(f, err)
+	f.Cleanup(func() { os.RemoveAll(dir) })
+	path := filepath.Join(dir, "x.json")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		require.NoError(t, os.WriteFile(path, b, 0o600))
+		r, err := readRecord(path)
+		if err != nil {
+			return
+		}
+		// What is accepted can be worked with.
+		r.settle(time.Now(), nil)
+		for _, l := range r.current() {
+			_ = r.end(l)
+		}
+	})
+}
+
+func TestJournalRefusesUnsafeDirectories(t *testing.T) {
+	t.Run("open to others", func(t *testing.T) {
+		dir := tmpfsDir(t)
+		require.NoError(t, os.Chmod(dir, 0o755)) //nolint:gosec // the case
+		_, err := OpenJournal(t.Context(), dir, quiet)
+		require.ErrorContains(t, err, "chmod 0700")
+	})
+	t.Run("on a disk", func(t *testing.T) {
+		_, err := OpenJournal(t.Context(), filepath.Join(t.TempDir(), "state"), quiet)
+		require.ErrorContains(t, err, "not on a tmpfs")
+	})
+	t.Run("a file", func(t *testing.T) {
+		path := filepath.Join(tmpfsDir(t), "file")
+		require.NoError(t, os.WriteFile(path, nil, 0o600))
+		_, err := OpenJournal(t.Context(), path, quiet)
+		require.Error(t, err)
+	})
+}
+
+func TestJournalHasOneOwner(t *testing.T) {
+	dir := tmpfsDir(t)
+	first := openJournal(t, dir)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := OpenJournal(ctx, dir, quiet)
+	require.ErrorContains(t, err, "another process holds it")
+	require.NoError(t, first.Close())
+	openJournal(t, dir)
+}

@@ -1,0 +1,91 @@
+package lease
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestPolicyNumbers(t *testing.T) {
+	t0 := time.Unix(0, 0)
+	after := func(d time.Duration) time.Time { return t0.Add(d) }
+
+	require.Equal(t, after(36*time.Minute), renewal(t0, time.Hour, 0))
+	require.Equal(t, after(42*time.Minute), renewal(t0, time.Hour, 1))
+
+	// A lease of 20 s under a maximum of 60 s.
+	require.Equal(t, 4*time.Second, overlapOf(0, 20*time.Second))
+	require.Equal(t, after(17*time.Second), hardDeadline(after(20*time.Second), 20*time.Second))
+	require.Equal(t, after(54*time.Second), replacement(after(52*time.Second), after(time.Minute), 20*time.Second, 4*time.Second, 0))
+	require.Equal(t, after(55*time.Second), replacement(after(52*time.Second), after(time.Minute), 20*time.Second, 4*time.Second, 1))
+
+	require.Equal(t, 10*time.Minute, overlapOf(0, time.Hour))
+	require.Equal(t, time.Minute, overlapOf(time.Minute, time.Hour))
+	require.Equal(t, 12*time.Minute, overlapOf(time.Hour, time.Hour), "at most a fifth")
+	require.Equal(t, after(54*time.Minute), hardDeadline(after(time.Hour), time.Hour))
+
+	require.False(t, truncated(20*time.Second, 20*time.Second))
+	require.False(t, truncated(19700*time.Millisecond, 20*time.Second), "whole seconds are no truncation")
+	require.True(t, truncated(19*time.Second, 20*time.Second))
+	require.False(t, truncated(time.Hour-2*time.Second, time.Hour))
+	require.True(t, truncated(time.Hour-3*time.Second, time.Hour))
+
+	require.Equal(t, []time.Duration{10 * time.Second, 20 * time.Second, 40 * time.Second, 15 * time.Minute},
+		[]time.Duration{guardIn(1, 20*time.Second), guardIn(2, 20*time.Second), guardIn(3, 20*time.Second), guardIn(30, 20*time.Second)})
+	require.Equal(t, 30*time.Second, guardIn(1, time.Hour))
+	require.Equal(t, 30*time.Second, guardIn(1, 0))
+	require.Equal(t, []time.Duration{10 * time.Second, 20 * time.Second, 10 * time.Minute}, []time.Duration{endRetryIn(1), endRetryIn(2), endRetryIn(20)})
+}
+
+func TestRetryStaysWithinBounds(t *testing.T) {
+	now := time.Unix(1000, 0)
+	for n := 1; n < 12; n++ {
+		for _, left := range []time.Duration{-time.Hour, 0, time.Second, time.Minute, time.Hour} {
+			for range 20 {
+				in := retryIn(n, now, now.Add(left), 0)
+				require.GreaterOrEqual(t, in, retryFloor)
+				require.LessOrEqual(t, in, retryCap)
+				if left > 6*time.Second {
+					require.LessOrEqual(t, in, left/6)
+				}
+			}
+		}
+	}
+	require.Equal(t, 2*time.Hour, retryIn(1, now, now.Add(time.Hour), 2*time.Hour), "the backend's own word is honoured")
+}
+
+func TestPacerLetsTheNearestDeadlinePassFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPacer()
+		ctx, cancel := context.WithCancel(t.Context())
+		var mu sync.Mutex
+		var order []int
+		start := time.Now()
+		for i := range 40 {
+			go func() {
+				if p.wait(ctx, start.Add(time.Duration(40-i)*time.Minute)) == nil {
+					mu.Lock()
+					order = append(order, i)
+					mu.Unlock()
+				}
+			}()
+		}
+		gaveUp, stop := context.WithCancel(ctx)
+		stop()
+		require.Error(t, p.wait(gaveUp, start))
+		synctest.Wait()
+		go p.run(ctx)
+		time.Sleep(1900 * time.Millisecond)
+		synctest.Wait()
+		mu.Lock()
+		require.InDelta(t, 38, len(order), 2, "20 a second")
+		require.IsDecreasing(t, order)
+		mu.Unlock()
+		cancel()
+		synctest.Wait()
+	})
+}
