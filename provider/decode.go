@@ -49,14 +49,14 @@ var (
 // Invalid. It may be called from many goroutines at once.
 func Decode(req *v1alpha1.MountRequest, providerName, kubeletDir string) (Request, error) {
 	if n := len(req.GetAttributes()); n > maxAttributesBytes {
-		return Request{}, invalid("", "the SPC's parameters take "+strconv.Itoa(n)+" bytes as JSON, more than 256 KiB", "split the SPC into several volumes")
+		return Request{}, invalid("the SPC's parameters take "+strconv.Itoa(n)+" bytes as JSON, more than 256 KiB", "split the SPC into several volumes")
 	}
 	attributes, ok := flatJSON(req.GetAttributes())
 	if !ok || len(attributes) == 0 {
-		return Request{}, invalid("", "the attributes of the Mount call are not a JSON object of strings with unique keys", "mount through the Secrets Store CSI driver")
+		return Request{}, invalid("the attributes of the Mount call are not a JSON object of strings with unique keys", "mount through the Secrets Store CSI driver")
 	}
 	if len(attributes) > maxAttributes {
-		return Request{}, invalid("", "the SPC has more than 256 parameters", "put several secrets into the one parameter objects")
+		return Request{}, invalid("the SPC has more than 256 parameters", "put several secrets into the one parameter objects")
 	}
 	id, err := identity(attributes[tokensKey], req.GetSecrets())
 	if err != nil {
@@ -120,7 +120,7 @@ func identity(tokensJSON, secretsJSON string) (Identity, error) {
 	if secretsJSON != "" && secretsJSON != "null" {
 		secrets, ok := flatJSON(secretsJSON)
 		if !ok {
-			return id, invalid("", "the secrets of the Mount call are not a JSON object of strings with unique keys", "mount through the Secrets Store CSI driver")
+			return id, invalid("the secrets of the Mount call are not a JSON object of strings with unique keys", "mount through the Secrets Store CSI driver")
 		}
 		if tokens, ok := secrets[tokensKey]; ok {
 			tokensJSON = tokens
@@ -146,9 +146,9 @@ func podOf(attributes map[string]string) (Pod, error) {
 	var errs Errors
 	check := func(what, value string, valid bool) {
 		if value == "" {
-			errs = append(errs, invalid("", "the Mount call names no "+what, "set podInfoOnMount: true in the CSIDriver secrets-store.csi.k8s.io"))
+			errs = append(errs, invalid("the Mount call names no "+what, "set podInfoOnMount: true in the CSIDriver secrets-store.csi.k8s.io"))
 		} else if !valid {
-			errs = append(errs, invalid("", "the Mount call's "+what+" "+quote(value)+" is none that Kubernetes allows", "leave csi.storage.k8s.io/* out of the pod's volumeAttributes"))
+			errs = append(errs, invalid("the Mount call's "+what+" "+quote(value)+" is none that Kubernetes allows", "leave csi.storage.k8s.io/* out of the pod's volumeAttributes"))
 		}
 	}
 	check("pod name", pod.Name, len(pod.Name) <= 253 && dnsName.MatchString(pod.Name))
@@ -166,7 +166,7 @@ func podOf(attributes map[string]string) (Pod, error) {
 func permission(text string) (fs.FileMode, error) {
 	mode, err := strconv.ParseUint(text, 10, 32)
 	if err != nil || mode > maxPermission || strconv.FormatUint(mode, 10) != text {
-		return 0, invalid("", "the Mount call's permission "+quote(text)+" is not a decimal number from 0 to 511", "mount through the Secrets Store CSI driver, which sends 420")
+		return 0, invalid("the Mount call's permission "+quote(text)+" is not a decimal number from 0 to 511", "mount through the Secrets Store CSI driver, which sends 420")
 	}
 	return fs.FileMode(mode), nil
 }
@@ -183,11 +183,11 @@ func checkTarget(target, kubeletDir, uid string) error {
 			if parts[0] == uid {
 				return nil
 			}
-			return invalid("", "the target path is of pod UID "+quote(parts[0])+", the Mount call of "+quote(uid), "mount through the Secrets Store CSI driver")
+			return invalid("the target path is of pod UID "+quote(parts[0])+", the Mount call of "+quote(uid), "mount through the Secrets Store CSI driver")
 		}
 		remedy = "mount through the Secrets Store CSI driver"
 	}
-	return invalid("", "the target path "+quote(target)+" is not "+kubeletDir+wanted, remedy)
+	return invalid("the target path "+quote(target)+" is not "+kubeletDir+wanted, remedy)
 }
 
 // specHash is over everything that Parse reads, each part preceded by its length,

@@ -92,7 +92,7 @@ func (e Errors) Unwrap() []error {
 	return all
 }
 
-// invalid is an Error of class Invalid without an object.
-func invalid(field, cause, remedy string) *Error {
-	return &Error{Class: Invalid, Field: field, Cause: cause, Remedy: remedy}
+// invalid is an Error of class Invalid that blames the whole request.
+func invalid(cause, remedy string) *Error {
+	return &Error{Class: Invalid, Cause: cause, Remedy: remedy}
 }

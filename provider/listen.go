@@ -104,7 +104,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		if uid, err := peer(conn); err == nil && (uid == 0 || uid == uint32(os.Getuid())) {
 			return conn, nil
 		}
-		conn.Close()
+		_ = conn.Close() // whoever it is
 	}
 }
 
@@ -112,7 +112,7 @@ func (l *listener) Accept() (net.Conn, error) {
 func (l *listener) Close() error {
 	l.remove.Do(func() {
 		if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.made) {
-			os.Remove(l.path)
+			_ = os.Remove(l.path) // the next start removes a stale one
 		}
 	})
 	return l.UnixListener.Close()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io/fs"
 	"maps"
+	"net/http"
 	"regexp"
 	"slices"
 	"strconv"
@@ -131,7 +132,7 @@ func (e *entry) read(login Login) Read {
 	if m := e.oneOf("method", methods, nil); m != "" {
 		r.Method = strings.ToUpper(m)
 	}
-	if r.Method == "GET" && r.Args != nil {
+	if r.Method == http.MethodGet && r.Args != nil {
 		e.warn("object %s: secretArgs have no effect on a GET; set method: PUT", quote(e.name))
 		r.Args = nil
 	}

@@ -1,3 +1,7 @@
+// Package provider holds the words of Tenure's interface: it decodes what the
+// CSI driver sends, parses a SecretProviderClass's parameters into reads and
+// objects, serves the provider's gRPC service, and turns errors into codes. It
+// imports nothing of Tenure's own.
 package provider
 
 import (

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -298,7 +297,7 @@ func TestServerWithoutListener(t *testing.T) {
 	l, err := Listen(t.TempDir(), "tenure")
 	require.NoError(t, err)
 	require.NoError(t, l.Close())
-	s := NewServer(ServerConfig{Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	s := NewServer(ServerConfig{Log: slog.New(slog.DiscardHandler)})
 	require.ErrorContains(t, s.Serve(t.Context(), l), "serving the CSI driver")
 
 	ended, cancel := context.WithCancel(t.Context())

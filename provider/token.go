@@ -24,7 +24,7 @@ func parseTokens(text string) (map[string]Token, error) {
 		Expires time.Time `json:"expirationTimestamp"`
 	}
 	if json.Unmarshal([]byte(text), &sent) != nil {
-		return nil, invalid("", tokensKey+" of the Mount call is not kubelet's JSON", "leave it out of the pod's volumeAttributes")
+		return nil, invalid(tokensKey+" of the Mount call is not kubelet's JSON", "leave it out of the pod's volumeAttributes")
 	}
 	tokens := make(map[string]Token, len(sent))
 	for audience, t := range sent {

@@ -7,7 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"maps"
-	"os" //nolint:depguard // a test may read and write files
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"

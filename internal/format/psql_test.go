@@ -7,7 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"os" //nolint:depguard // a test may read and write files
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/url"
-	"os" //nolint:depguard // a test may read and write files
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"

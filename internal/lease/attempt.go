@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"strings"
 	"time"
 
@@ -198,22 +197,10 @@ func (w *worker) send(a *attempt, want *wanted, g *grant, by Caller, urgency tim
 		}
 		if r.err == nil {
 			r.sent = time.Now()
-			r.issued, r.err = w.read(a.ctx, src, by, s, want.read)
+			r.issued, r.err = src.Read(a.ctx, by, s, want.read)
 		}
 		w.mu.Lock()
 		g.inFlight--
 		w.mu.Unlock()
 	})
-}
-
-// read asks the source, and takes a panic there for an answer that got lost.
-func (w *worker) read(ctx context.Context, src Source, by Caller, s Session, r provider.Read) (i Issued, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			var e *provider.Error
-			errors.As(w.m.panicked(w.log, p), &e)
-			err = &Failure{Problem: *e, MayHaveMinted: true}
-		}
-	}()
-	return src.Read(ctx, by, s, r)
 }

@@ -98,7 +98,6 @@ func broken(c provider.Class, cause string, v Verdict, minted bool) error {
 var (
 	errDown   = broken(provider.Unavailable, "connection refused", Retry, false)
 	errNoDB   = broken(provider.Unavailable, "the database behind Vault does not answer", Retry, true)
-	errCut    = broken(provider.Unavailable, "the answer was cut", Retry, true)
 	errGone   = broken(provider.Precondition, "lease not found", Gone, false)
 	errDead   = broken(provider.Denied, "invalid token", DeadAuth, false)
 	errDenied = broken(provider.Denied, "permission denied", Refused, false)
@@ -206,7 +205,7 @@ func (b *backend) Read(ctx context.Context, by Caller, s Session, r provider.Rea
 // extend is Vault's arithmetic: what is asked for, up to the max TTL, in whole
 // seconds.
 func extend(made time.Time, asked, most time.Duration) time.Duration {
-	left := made.Add(most).Sub(time.Now())
+	left := time.Until(made.Add(most))
 	return time.Duration(math.Floor(min(asked, left).Seconds())) * time.Second
 }
 

@@ -438,7 +438,7 @@ func TestRestartChangesNothing(t *testing.T) {
 		logins, reads, writes := n.backend.logins, n.backend.reads, n.writes
 		n.start(0)
 		time.Sleep(5 * time.Second)
-		require.False(t, n.backend.count() > 99, "a volume that ended meanwhile is ended after the start")
+		require.LessOrEqual(t, n.backend.count(), 99, "a volume that ended meanwhile is ended after the start")
 		// No Mount comes: the driver's rotation is off.
 		for range 100 {
 			time.Sleep(time.Minute)

@@ -2,7 +2,6 @@ package lease
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -15,7 +14,7 @@ import (
 	"github.com/tenure-csi/tenure/provider"
 )
 
-var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+var quiet = slog.New(slog.DiscardHandler)
 
 // tmpfsDir makes a directory on a tmpfs.
 func tmpfsDir(t *testing.T) string {
@@ -116,7 +115,7 @@ func FuzzJournalRecord(f *testing.F) {
 func TestJournalRefusesUnsafeDirectories(t *testing.T) {
 	t.Run("open to others", func(t *testing.T) {
 		dir := tmpfsDir(t)
-		require.NoError(t, os.Chmod(dir, 0o755)) //nolint:gosec // the case
+		require.NoError(t, os.Chmod(dir, 0o755))
 		_, err := OpenJournal(t.Context(), dir, quiet)
 		require.ErrorContains(t, err, "chmod 0700")
 	})

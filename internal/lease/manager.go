@@ -97,6 +97,10 @@ func Open(c Config) (*Manager, error) {
 		Config: c, metrics: newMetrics(c.Registerer), queue: newQueue(), pacer: newPacer(),
 		volumes: map[string]*worker{}, ended: map[string]*worker{}, mark: mark,
 	}
+	m.Sources = make(map[string]Source, len(c.Sources))
+	for name, s := range c.Sources {
+		m.Sources[name] = contained{s, m}
+	}
 	if c.Registerer != nil {
 		c.Registerer.MustRegister(newCollector(m))
 	}

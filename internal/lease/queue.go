@@ -80,12 +80,14 @@ func (h dueHeap) Swap(i, j int) {
 	h[i].index, h[j].index = i, j
 }
 
+// Push implements heap.Interface.
 func (h *dueHeap) Push(x any) {
 	e := x.(*entry)
 	e.index = len(*h)
 	*h = append(*h, e)
 }
 
+// Pop implements heap.Interface.
 func (h *dueHeap) Pop() any {
 	old := *h
 	e := old[len(old)-1]

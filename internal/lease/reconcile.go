@@ -244,7 +244,7 @@ func blame(want *wanted, err error) *provider.Error {
 		named.Object = want.objects[0].Name
 	}
 	if named.Tenant == "" {
-		named.Tenant = string(want.objects[0].Tenant)
+		named.Tenant = want.objects[0].Tenant
 	}
 	named.Err = err // keeps the Failure findable
 	return &named
@@ -395,7 +395,7 @@ func (w *worker) swap(a *attempt, wants []*wanted, o order) error {
 			l, content = r.lease, r.files
 			if o.live && want.prior != nil && sameFiles(want.prior, l) {
 				if l.LeaseID == "" { // only the look is new
-					w.looked(want.prior, l, a, now)
+					w.looked(want.prior, l)
 					l = want.prior
 				}
 				content = nil
@@ -421,11 +421,11 @@ func (w *worker) swap(a *attempt, wants []*wanted, o order) error {
 		}
 		return nil
 	}
-	return w.write(gen, files, o, now)
+	return w.write(gen, files, now)
 }
 
 // write journals the new generation, switches the files and adopts it.
-func (w *worker) write(gen *generation, files []volume.File, o order, now time.Time) error {
+func (w *worker) write(gen *generation, files []volume.File, now time.Time) error {
 	w.mu.Lock()
 	w.rec.Pending = gen
 	w.mu.Unlock()

@@ -73,7 +73,7 @@ func kept(l *lease) []volume.File {
 }
 
 // looked takes over the times of a look that found nothing new.
-func (w *worker) looked(l, found *lease, a *attempt, now time.Time) {
+func (w *worker) looked(l, found *lease) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	l.Due, l.Retry, l.Tries, l.Problem = found.Due, time.Time{}, 0, ""

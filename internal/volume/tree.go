@@ -50,10 +50,10 @@ func list(dir *os.File) ([]string, error) {
 // a directory's mode or owner stands in the way, both are changed.
 func remove(dir *os.File, name string, depth int) error {
 	err := unix.Unlinkat(fd(dir), name, 0)
-	if err == nil || err == unix.ENOENT {
+	if err == nil || errors.Is(err, unix.ENOENT) {
 		return nil
 	}
-	if err != unix.EISDIR {
+	if !errors.Is(err, unix.EISDIR) {
 		return fmt.Errorf("removing %s: %w", name, err)
 	}
 	if depth >= maxDepth {

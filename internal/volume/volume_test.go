@@ -132,7 +132,8 @@ func TestNewWriterWantsAbsolutePath(t *testing.T) {
 func TestNewDirName(t *testing.T) {
 	at := time.Date(2026, 11, 21, 11, 4, 5, 0, time.FixedZone("", 3600))
 	require.Regexp(t, `^\.\.2026_11_21_10_04_05\.[0-9]+$`, NewDirName(at))
-	require.NotEqual(t, NewDirName(at), NewDirName(at))
+	other := NewDirName(at)
+	require.NotEqual(t, other, NewDirName(at))
 	require.True(t, dirName(NewDirName(at)))
 }
 

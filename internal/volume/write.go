@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -328,7 +329,7 @@ func (v *volume) current() (string, error) {
 	}
 	var st unix.Stat_t
 	err = unix.Fstatat(fd(v.File), dir, &st, unix.AT_SYMLINK_NOFOLLOW)
-	if err == unix.ENOENT || (err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR) {
+	if errors.Is(err, unix.ENOENT) || (err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR) {
 		return "", nil
 	}
 	if err != nil {

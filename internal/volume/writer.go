@@ -182,7 +182,7 @@ func (w *Writer) Root() (Mark, error) {
 	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
 		return Mark{}, fmt.Errorf("examining the pods directory: %w", err)
 	}
-	return Mark{Dev: uint64(st.Dev), Ino: st.Ino}, nil
+	return Mark{Dev: st.Dev, Ino: st.Ino}, nil
 }
 
 // open opens the volume's root, following no symbolic link below the pods
@@ -205,7 +205,7 @@ func (w *Writer) open(target string, flags int) (*volume, error) {
 		Flags:   uint64(flags) | unix.O_DIRECTORY | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
 	})
-	if err == unix.ENOENT || err == unix.ENOTDIR {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return nil, fmt.Errorf("opening the volume: %w: %w", ErrNotMounted, err)
 	}
 	if err != nil {
@@ -217,7 +217,7 @@ func (w *Writer) open(target string, flags int) (*volume, error) {
 		v.Close()
 		return nil, fmt.Errorf("examining the volume: %w", err)
 	}
-	if int64(st.Type) != unix.TMPFS_MAGIC {
+	if st.Type != unix.TMPFS_MAGIC {
 		v.Close()
 		return nil, fmt.Errorf("examining the volume: no tmpfs: %w", ErrNotMounted)
 	}
