@@ -462,22 +462,3 @@ func TestClockSteps(t *testing.T) {
 	require.False(t, isDue(now, now.Add(time.Hour), now.Add(-time.Minute)))
 	require.False(t, isDue(now, time.Time{}, now.Add(time.Minute)), "never due")
 }
-
-func TestPanicIsOneVolumesError(t *testing.T) {
-	scene(t, func(t *testing.T, n *node) {
-		p := n.withOrders(time.Hour, 24*time.Hour)
-		n.backend.set(func(op, _ string) error {
-			if op == "read" {
-				n.backend.mu.Unlock() // as the panicking call leaves it
-				panic("secret")
-			}
-			return nil
-		})
-		require.ErrorContains(t, p.mount(), "a fault in Tenure itself")
-		n.backend.set(nil)
-		other := n.pod("other", db("db", orders))
-		require.NoError(t, other.mount())
-		time.Sleep(mintGuard)
-		require.NoError(t, p.mount())
-	})
-}

@@ -35,7 +35,7 @@ func (w *worker) render(r *reading) error {
 	r.lease = l
 	w.mu.Unlock()
 	for _, o := range want.objects {
-		out, err := format.Render(o, i.Secret)
+		out, err := w.format(o, i.Secret)
 		if err != nil {
 			return err
 		}
@@ -47,6 +47,17 @@ func (w *worker) render(r *reading) error {
 		l.Objects = append(l.Objects, ob)
 	}
 	return nil
+}
+
+// format is format.Render with a panic as an error: what was read is kept or
+// ended all the same, and is never taken for a read without files.
+func (w *worker) format(o provider.Object, s format.Secret) (out format.Rendered, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = w.m.panicked(w.log, p)
+		}
+	}()
+	return format.Render(o, s)
 }
 
 // version is the object's version: equal on all nodes for equal content, and

@@ -1,0 +1,143 @@
+package lease
+
+import (
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tenure-csi/tenure/provider"
+)
+
+// grantsFor gives each read the grant that it is issued under, logging in where
+// needed: once for each login, all at once.
+func (w *worker) grantsFor(a *attempt, send []*wanted, o order) ([]*grant, error) {
+	type key struct {
+		source string
+		login  provider.Login
+	}
+	byLogin := map[key][]*wanted{}
+	for _, want := range send {
+		k := key{want.read.Source, want.read.Login}
+		byLogin[k] = append(byLogin[k], want)
+	}
+	var mu sync.Mutex
+	chosen := map[key]*grant{}
+	var logins errgroup.Group
+	for k, wants := range byLogin {
+		if g := w.usable(a, wants, o); g != nil {
+			chosen[k] = g
+			continue
+		}
+		g := &grant{}
+		chosen[k] = g
+		logins.Go(func() error {
+			err := w.login(g, wants[0], o)
+			if old := w.fallback(wants); err != nil && !classOf(err).Passing() && old != nil {
+				w.log.Info("no fresh identity: issuing under the volume's living token", "reason", err)
+				mu.Lock()
+				chosen[k], err = old, nil
+				mu.Unlock()
+			}
+			return err
+		})
+	}
+	err := logins.Wait()
+	for _, g := range chosen {
+		if g.ID == 0 && !g.Opened.IsZero() { // a login that succeeded counts, whatever the others did
+			w.enter(a, g)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	grants := make([]*grant, len(send))
+	for i, want := range send {
+		grants[i] = chosen[key{want.read.Source, want.read.Login}]
+	}
+	return grants, nil
+}
+
+// usable returns a grant that needs no new login: the attempt's own, the
+// volume's newest for looks that mint nothing, or one opened a moment ago.
+func (w *worker) usable(a *attempt, wants []*wanted, o order) *grant {
+	read := wants[0].read
+	for _, g := range w.rec.Grants {
+		if a.grants[g.ID] && !g.Ending && g.Source == read.Source && g.Login == read.Login {
+			return g
+		}
+	}
+	newest := w.rec.newest(read.Source, read.Login)
+	if newest == nil {
+		return nil
+	}
+	looks, length := o.live, newest.Length
+	for _, want := range wants {
+		looks = looks && want.prior != nil && want.prior.Kind != Leased
+		if want.prior != nil && want.prior.Length > 0 {
+			length = min(length, want.prior.Length)
+		}
+	}
+	if looks || (!newest.final() && time.Since(newest.Opened) < length/10) {
+		return newest
+	}
+	return nil
+}
+
+// login opens a grant with the pod's identity.
+func (w *worker) login(g *grant, want *wanted, o order) error {
+	w.mu.Lock()
+	id := w.identity
+	w.mu.Unlock()
+	if o.work != Mounting {
+		if err := w.m.pacer.wait(o.ctx, w.urgency(want.prior)); err != nil {
+			return &provider.Error{Class: provider.Unavailable, Cause: "the rotation made way for a Mount; it is taken up again", Err: err}
+		}
+	}
+	sent := time.Now()
+	s, err := w.m.Sources[want.read.Source].Login(w.m.ctx, w.caller(o.work), want.read.Login, id)
+	w.m.metrics.logins.WithLabelValues(outcome(err)).Inc()
+	if err != nil {
+		return blame(want, err)
+	}
+	*g = grant{
+		Source: want.read.Source, Login: want.read.Login, Token: s.Token.Reveal(), Accessor: s.Accessor,
+		Opened: sent, Length: s.TTL, Jitter: jitter(), Renewable: s.Renewable, Revocable: s.Revocable, Pending: true,
+	}
+	if s.MaxTTL > 0 {
+		g.End = sent.Add(s.MaxTTL)
+	}
+	g.begin(sent, s.TTL)
+	return nil
+}
+
+// enter adds a new grant to the record.
+func (w *worker) enter(a *attempt, g *grant) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.rec.LastID++
+	g.ID = w.rec.LastID
+	w.rec.Grants = append(w.rec.Grants, g)
+	a.grants[g.ID] = true
+	if !g.Revocable && g.Token != "" {
+		w.log.Warn("the token can't be revoked: its credentials live to their end; "+
+			"set token_type=service on the Vault role to have them end with the pod", "role", g.Login.Role)
+	}
+}
+
+// fallback returns a living grant for a replacement without fresh identity: one
+// under which a new lease would clearly outlive the present one.
+func (w *worker) fallback(wants []*wanted) *grant {
+	read := wants[0].read
+	g := w.rec.newest(read.Source, read.Login)
+	if g == nil || passed(time.Now(), g.Expires) && !g.Expires.IsZero() {
+		return nil
+	}
+	for _, want := range wants {
+		if l := want.prior; l != nil && l.Kind == Leased && !g.End.IsZero() &&
+			g.End.Before(w.rec.end(l).Add(scale(l.Length, replaceMargin))) {
+			return nil
+		}
+	}
+	return g
+}
