@@ -64,7 +64,7 @@ build: ## build bin/tenure: static, without cgo, with the version from git
 .PHONY: vaultd
 vaultd: ## build bin/vaultd, the Vault that the tests use (minutes when cold), unless TENURE_TEST_VAULTD names one
 	@if [ -n "$${TENURE_TEST_VAULTD:-}" ]; then echo "vaultd: using $$TENURE_TEST_VAULTD"; exit; fi; \
-	if [ ! -x bin/vaultd ]; then echo "vaultd: building Vault for the tests; the first time takes 5 to 10 minutes on 2 cores"; fi; \
+	if [ ! -x bin/vaultd ]; then echo "vaultd: building Vault for the tests; the first time takes 2 to 5 minutes on 2 cores"; fi; \
 	CGO_ENABLED=0 test/scripts/with-heartbeat.sh vaultd go -C test/vaultd build -trimpath -ldflags '-s -w' -o ../../bin/vaultd .
 
 .PHONY: image

@@ -120,7 +120,7 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return fmt.Errorf("making the core: %w", err)
 	}
-	defer core.Shutdown()
+	defer func() { _ = core.Shutdown() }()
 	if err := bootstrap(core, o); err != nil {
 		return err
 	}
@@ -158,7 +158,7 @@ func run(ctx context.Context, o options) error {
 	wait, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	if srv.Shutdown(wait) != nil {
-		srv.Close() // a request hangs, such as one to a database that does not answer
+		_ = srv.Close() // a request hangs, such as one to a database that does not answer
 	}
 	return nil
 }
@@ -172,7 +172,11 @@ func listen(address string) (net.Listener, error) {
 	if !tcp.IP.IsLoopback() {
 		return nil, fmt.Errorf("-listen %s is not a loopback address: this server is for tests only", address)
 	}
-	return net.ListenTCP("tcp", tcp)
+	l, err := net.ListenTCP("tcp", tcp)
+	if err != nil {
+		return nil, fmt.Errorf("listening: %w", err)
+	}
+	return l, nil
 }
 
 // bootstrap unseals the core, after setting it up when its storage is empty.
@@ -183,17 +187,7 @@ func bootstrap(core *vault.Core, o options) error {
 		return fmt.Errorf("reading whether the storage is initialised: %w", err)
 	}
 	if done {
-		key, err := loadUnsealKey(o.storage)
-		if err != nil {
-			return err
-		}
-		if err := unseal(core, key); err != nil {
-			return err
-		}
-		if _, err := call(core, logical.ReadOperation, o.rootToken, "auth/token/lookup-self", nil); err != nil {
-			return fmt.Errorf("%s was set up with another -root-token: %w", o.storage, err)
-		}
-		return enableAudit(core, o)
+		return resume(core, o)
 	}
 
 	seal := &vault.SealConfig{SecretShares: 1, SecretThreshold: 1, Name: "shamir"}
@@ -230,6 +224,21 @@ func bootstrap(core *vault.Core, o options) error {
 	}
 	// Last, so that the file's presence says that the set-up was finished.
 	return saveUnsealKey(o.storage, key)
+}
+
+// resume unseals a core whose storage an earlier start has set up.
+func resume(core *vault.Core, o options) error {
+	key, err := loadUnsealKey(o.storage)
+	if err != nil {
+		return err
+	}
+	if err := unseal(core, key); err != nil {
+		return err
+	}
+	if _, err := call(core, logical.ReadOperation, o.rootToken, "auth/token/lookup-self", nil); err != nil {
+		return fmt.Errorf("%s was set up with another -root-token: %w", o.storage, err)
+	}
+	return enableAudit(core, o)
 }
 
 func unseal(core *vault.Core, key []byte) error {

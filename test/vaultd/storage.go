@@ -101,7 +101,10 @@ func saveUnsealKey(dir string, key []byte) error {
 	if err := os.WriteFile(path+".new", raw, 0o600); err != nil {
 		return fmt.Errorf("writing the unseal key: %w", err)
 	}
-	return os.Rename(path+".new", path)
+	if err := os.Rename(path+".new", path); err != nil {
+		return fmt.Errorf("writing the unseal key: %w", err)
+	}
+	return nil
 }
 
 // rootContext says that a call is in Vault's root (and only) namespace.

@@ -8,7 +8,7 @@ import (
 	"errors"
 )
 
-var errStub = errors.New("Okta MFA is not part of this build")
+var errStub = errors.New("the second factor Okta is not part of this build")
 
 type (
 	Configuration struct{ Context context.Context }
