@@ -122,7 +122,7 @@ func (w *worker) held() map[int]bool {
 // attemptFor returns the attempt for a spec: the kept one, or a new one after
 // dropping what was kept for another.
 func (w *worker) attemptFor(hash string) *attempt {
-	if w.attempt != nil && w.attempt.hash != hash {
+	if w.attempt != nil && (w.attempt.hash != hash || w.stale(w.attempt)) {
 		w.dropAttempt()
 	}
 	if w.attempt == nil {
@@ -132,6 +132,23 @@ func (w *worker) attemptFor(hash string) *attempt {
 	}
 	w.attempt.keep = time.Time{}
 	return w.attempt
+}
+
+// stale reports whether something of a kept attempt is due by now: nobody has
+// renewed it, and it must not be handed out.
+func (w *worker) stale(a *attempt) bool {
+	now := time.Now()
+	for id := range a.grants {
+		if g := w.rec.grant(id); g == nil || g.Ending || isDue(now, g.at(), g.Opened) {
+			return true
+		}
+	}
+	for _, r := range a.reads {
+		if l := r.lease; l != nil && l.Kind == Leased && isDue(now, l.at(), l.Issued) {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *worker) setAttempt(a *attempt) {
@@ -163,6 +180,8 @@ func (w *worker) dropAttempt() {
 func (w *worker) collectStrays(now time.Time) bool {
 	var out []*reading
 	took := false
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, r := range w.strays {
 		switch {
 		case !r.returned():
@@ -173,9 +192,7 @@ func (w *worker) collectStrays(now time.Time) bool {
 		}
 		took = true
 	}
-	w.mu.Lock()
 	w.strays = out
-	w.mu.Unlock()
 	return took
 }
 

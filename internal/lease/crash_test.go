@@ -20,7 +20,7 @@ func TestKillBetweenAnyTwoEffects(t *testing.T) {
 				p.expires = time.Now().Add(identity)
 				live(n, p)
 				p.delete()
-				time.Sleep(5 * time.Second)
+				pause(5 * time.Second)
 				total = n.effects
 			})
 			require.Greater(t, total, 20)
@@ -46,13 +46,13 @@ func live(n *node, p *pod) {
 		if p.mount() == nil {
 			break
 		}
-		time.Sleep(time.Second)
+		pause(time.Second)
 	}
 	for range 900 {
 		if n.killed() {
 			return
 		}
-		time.Sleep(100 * time.Millisecond)
+		pause(100 * time.Millisecond)
 	}
 }
 
@@ -63,7 +63,7 @@ func dieAndLook(t *testing.T, n *node, p *pod, at int) int {
 	ended := at%2 == 0
 	if ended { // the volume may end while the daemon is away, too
 		p.delete()
-		time.Sleep(5 * time.Second)
+		pause(5 * time.Second)
 	}
 	n.kill()
 	n.start(0)
@@ -71,13 +71,13 @@ func dieAndLook(t *testing.T, n *node, p *pod, at int) int {
 	if !ended {
 		require.NoError(t, p.mount())
 		for range 120 {
-			time.Sleep(time.Second)
+			pause(time.Second)
 			require.True(t, p.works(), "effect %d: a file names a dead lease", at)
 		}
 		require.LessOrEqual(t, n.backend.count(), 2, "effect %d: more than the present lease and one in its overlap", at)
 	}
 	p.delete()
-	time.Sleep(5 * time.Second)
+	pause(5 * time.Second)
 	require.Zero(t, n.backend.count(), "effect %d: leases are left", at)
 	require.Empty(t, n.records)
 	// A login that was answered and not yet journaled leaves an empty token

@@ -22,11 +22,11 @@ func TestBackendDownLongerThanARenewalInterval(t *testing.T) {
 		p := n.withOrders(time.Hour, 24*time.Hour)
 		require.NoError(t, p.mount())
 		before, writes := p.files(), n.writes
-		time.Sleep(30 * time.Minute)
+		pause(30 * time.Minute)
 		n.backend.set(down)
-		time.Sleep(20 * time.Minute) // past the renewal, before the hard deadline
+		pause(20 * time.Minute) // past the renewal, before the hard deadline
 		n.backend.set(nil)
-		time.Sleep(30 * time.Minute)
+		pause(30 * time.Minute)
 		require.Equal(t, before, p.files())
 		require.Equal(t, writes, n.writes)
 		require.True(t, p.works())
@@ -40,12 +40,12 @@ func TestBackendDownLongerThanALease(t *testing.T) {
 		require.NoError(t, p.mount())
 		before := p.files()
 		n.backend.set(down)
-		time.Sleep(3 * time.Hour)
+		pause(3 * time.Hour)
 		require.Equal(t, before, p.files(), "stale files are better than none")
 		require.Equal(t, Expired, p.status().State)
 		require.NoError(t, p.mount(), "a republish of a live volume never fails")
 		n.backend.set(nil)
-		time.Sleep(2 * time.Minute)
+		pause(2 * time.Minute)
 		require.NotEqual(t, before, p.files())
 		require.True(t, p.works())
 		require.Equal(t, 2, n.backend.reads, "one mint per read after the recovery")
@@ -63,11 +63,11 @@ func TestRenewalThatFailsMintsNothingBeforeTheHardDeadline(t *testing.T) {
 			}
 			return nil
 		})
-		time.Sleep(54 * time.Minute) // the hard deadline is at 54 min
+		pause(54 * time.Minute) // the hard deadline is at 54 min
 		require.Equal(t, 1, n.backend.reads)
 		tries := p.status().Leases[0].Problem
 		require.Contains(t, tries, "database")
-		time.Sleep(2 * time.Minute)
+		pause(2 * time.Minute)
 		require.Equal(t, 2, n.backend.reads, "then one mint is tried")
 		require.True(t, p.works())
 	})
@@ -89,7 +89,7 @@ func TestRetriesBeforeExpiryWhateverTheLength(t *testing.T) {
 					return nil
 				})
 				l := n.m.volumes[p.target].rec.current()[0]
-				time.Sleep(time.Until(hardDeadline(l.Expires, l.Length)) - time.Millisecond)
+				pause(time.Until(hardDeadline(l.Expires, l.Length)) - time.Millisecond)
 				require.GreaterOrEqual(t, tries, 3)
 			})
 		})
@@ -110,12 +110,12 @@ func TestDatabaseDownMintsNothingInALoop(t *testing.T) {
 			}
 			return nil
 		})
-		time.Sleep(time.Hour)
+		pause(time.Hour)
 		// 10, 20, 40, … 640 s and then every 15 minutes.
 		require.LessOrEqual(t, reads, 11)
 		require.GreaterOrEqual(t, reads, 8)
 		n.backend.set(nil)
-		time.Sleep(16 * time.Minute)
+		pause(16 * time.Minute)
 		require.True(t, p.works())
 		require.LessOrEqual(t, n.backend.count(), 2)
 	})
@@ -130,7 +130,7 @@ func TestLostLeaseIsReplacedAtOnceAndOnlyOnce(t *testing.T) {
 			l.revoked = true // by an operator
 		}
 		n.backend.mu.Unlock()
-		time.Sleep(43 * time.Minute)
+		pause(43 * time.Minute)
 		require.True(t, p.works())
 		require.Equal(t, 2, n.backend.reads)
 		require.Equal(t, Lost, p.status().Leases[0].Reason)
@@ -147,7 +147,7 @@ func TestLeaseThatIsLostAgainAndAgainIsGuarded(t *testing.T) {
 			}
 			return nil
 		})
-		time.Sleep(time.Hour)
+		pause(time.Hour)
 		require.LessOrEqual(t, n.backend.reads, 12, "30 s doubling to 15 min between mints")
 	})
 }
@@ -161,7 +161,7 @@ func TestDeadTokenIsFollowedByOneLoginAndOneMint(t *testing.T) {
 			tok.dead = true
 		}
 		n.backend.mu.Unlock()
-		time.Sleep(45 * time.Minute)
+		pause(45 * time.Minute)
 		require.True(t, p.works())
 		require.Equal(t, 2, n.backend.logins)
 		require.Equal(t, 2, n.backend.reads)
@@ -178,8 +178,8 @@ func TestRefusedRenewalKeepsTheFilesAndReplacesBeforeTheEnd(t *testing.T) {
 			}
 			return nil
 		})
-		for range 55 {
-			time.Sleep(time.Minute)
+		for range 58 {
+			pause(time.Minute)
 			require.True(t, p.works())
 		}
 		require.Equal(t, 2, n.backend.reads)
@@ -192,7 +192,7 @@ func TestShortTokenBoundsItsLeases(t *testing.T) {
 		p := n.withOrders(time.Hour, 24*time.Hour)
 		for range 5 * 60 {
 			require.NoError(t, p.mount()) // the driver republishes
-			time.Sleep(time.Minute)
+			pause(time.Minute)
 			require.True(t, p.works())
 		}
 		require.InDelta(t, 3, n.backend.reads, 1)
@@ -207,22 +207,22 @@ func TestWithoutRepublishTheVolumeLivesAsFarAsItsTokenAllows(t *testing.T) {
 		p.expires = time.Now().Add(time.Minute)
 		require.NoError(t, p.mount())
 		for range 3*60 - 20 {
-			time.Sleep(time.Minute)
+			pause(time.Minute)
 			require.True(t, p.works())
 		}
-		time.Sleep(16 * time.Minute)
+		pause(16 * time.Minute)
 		require.True(t, p.works())
 		s := p.status()
 		require.Equal(t, NeedsIdentity, s.State)
 		require.Contains(t, s.Problem, "service account token")
 		require.Equal(t, 1, n.backend.logins)
 		reads := n.backend.reads
-		time.Sleep(5 * time.Hour)
+		pause(5 * time.Hour)
 		require.Equal(t, Expired, p.status().State)
 		require.LessOrEqual(t, n.backend.reads, reads+1)
 		p.expires = time.Time{}
 		require.NoError(t, p.mount())
-		time.Sleep(time.Minute)
+		pause(time.Minute)
 		require.True(t, p.works(), "a fresh identity heals it")
 	})
 }
@@ -239,7 +239,7 @@ func TestCertificateAndPollDoNotDisturbEachOther(t *testing.T) {
 		cert := p.files()["cert-user"]
 		mints := func() int { return b.mints["p "+orders] }
 		for range 10 {
-			time.Sleep(time.Minute)
+			pause(time.Minute)
 			require.True(t, p.works())
 		}
 		require.Equal(t, cert, p.files()["cert-user"], "only what is due is replaced")
@@ -251,7 +251,7 @@ func TestCertificateAndPollDoNotDisturbEachOther(t *testing.T) {
 		b.kv["secret/data/a"] = "two"
 		b.mu.Unlock()
 		for p.files()["kv"] != "two" {
-			time.Sleep(time.Second)
+			pause(time.Second)
 		}
 		require.LessOrEqual(t, mints(), before+3, "within two minutes and some, and it mints nothing by itself")
 		require.Equal(t, cert, p.files()["cert-user"])
@@ -264,7 +264,7 @@ func TestEqualContentSwapsNothing(t *testing.T) {
 		n.backend.kv["secret/data/a"] = "one"
 		p := n.pod("p", kv("kv", "secret/data/a"))
 		require.NoError(t, p.mount())
-		time.Sleep(23 * time.Hour)
+		pause(23 * time.Hour)
 		require.Equal(t, 1, n.writes)
 		require.InDelta(t, 690, n.backend.reads, 20)
 		require.Equal(t, 1, n.backend.tokenCount())
@@ -298,7 +298,7 @@ func TestChangedSpec(t *testing.T) {
 		p.objects = kv("kv", "secret/data/a")
 		require.NoError(t, p.mount())
 		require.Len(t, p.files(), 1)
-		time.Sleep(11 * time.Minute)
+		pause(11 * time.Minute)
 		require.Zero(t, n.backend.count(), "what the edit removed is ended after the overlap")
 	})
 }
@@ -327,7 +327,7 @@ func TestFailedFirstMount(t *testing.T) {
 			}
 			require.Equal(t, 1, calls)
 			n.backend.set(nil)
-			time.Sleep(deniedMemory)
+			pause(deniedMemory)
 			require.NoError(t, p.mount())
 		})
 	})
@@ -344,7 +344,7 @@ func TestFailedFirstMount(t *testing.T) {
 			})
 			require.Error(t, p.mount())
 			n.backend.set(nil)
-			time.Sleep(deniedMemory)
+			pause(deniedMemory)
 			require.NoError(t, p.mount())
 			require.Equal(t, 1, n.backend.mints["p "+orders])
 			require.Equal(t, 1, n.backend.logins)
@@ -356,7 +356,7 @@ func TestFailedFirstMount(t *testing.T) {
 			p.objects += kv("kv", "secret/data/nothing")
 			require.Error(t, p.mount())
 			require.Equal(t, 1, n.backend.count())
-			time.Sleep(keepAttempt + time.Second)
+			pause(keepAttempt + time.Second)
 			require.Zero(t, n.backend.count())
 			require.Zero(t, n.backend.tokenCount())
 		})
@@ -369,7 +369,7 @@ func TestFailedFirstMount(t *testing.T) {
 			require.Error(t, p.mount())
 			require.Less(t, time.Since(start), 45*time.Second)
 			for p.mount() != nil {
-				time.Sleep(time.Second)
+				pause(time.Second)
 			}
 			require.Equal(t, 1, n.backend.mints["p "+orders])
 			require.Equal(t, 1, n.backend.logins)
@@ -387,7 +387,7 @@ func TestVolumeUnmountedAndMountedAgain(t *testing.T) {
 				n.mu.Lock()
 				delete(n.mounts, p.target)
 				n.mu.Unlock()
-				time.Sleep(after)
+				pause(after)
 				n.pod("p", p.objects)
 				require.NoError(t, p.mount())
 				require.True(t, p.works())
@@ -396,7 +396,7 @@ func TestVolumeUnmountedAndMountedAgain(t *testing.T) {
 					require.Equal(t, 1, n.backend.reads)
 				} else {
 					require.Equal(t, 2, n.backend.reads)
-					time.Sleep(5 * time.Second)
+					pause(5 * time.Second)
 					require.Equal(t, 1, n.backend.count(), "the old grant is ended")
 				}
 			})
@@ -410,13 +410,13 @@ func TestEndsStayOwed(t *testing.T) {
 		require.NoError(t, p.mount())
 		n.backend.set(down)
 		p.delete()
-		time.Sleep(10 * time.Minute)
+		pause(10 * time.Minute)
 		require.Equal(t, 1, n.backend.count())
 		require.Equal(t, 1, n.m.Status()[0].Owed)
 		n.kill()
 		n.start(0)
 		n.backend.set(nil)
-		time.Sleep(11 * time.Minute)
+		pause(11 * time.Minute)
 		require.Zero(t, n.backend.count())
 		require.Empty(t, n.records)
 	})
@@ -431,17 +431,17 @@ func TestRestartChangesNothing(t *testing.T) {
 			require.NoError(t, p.mount())
 			pods = append(pods, p)
 		}
-		time.Sleep(10 * time.Minute)
+		pause(10 * time.Minute)
 		n.kill()
 		gone := pods[0]
 		gone.delete()
 		logins, reads, writes := n.backend.logins, n.backend.reads, n.writes
 		n.start(0)
-		time.Sleep(5 * time.Second)
+		pause(5 * time.Second)
 		require.LessOrEqual(t, n.backend.count(), 99, "a volume that ended meanwhile is ended after the start")
 		// No Mount comes: the driver's rotation is off.
 		for range 100 {
-			time.Sleep(time.Minute)
+			pause(time.Minute)
 			for _, p := range pods[1:] {
 				require.True(t, p.works())
 			}

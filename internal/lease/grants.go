@@ -98,8 +98,10 @@ func (w *worker) login(g *grant, want *wanted, o order) error {
 	s, err := w.m.Sources[want.read.Source].Login(w.m.ctx, w.caller(o.work), want.read.Login, id)
 	w.m.metrics.logins.WithLabelValues(outcome(err)).Inc()
 	if err != nil {
+		w.locked(func() { w.lackIdentity(err) })
 		return blame(want, err)
 	}
+	w.locked(func() { w.needsID = nil })
 	*g = grant{
 		Source: want.read.Source, Login: want.read.Login, Token: s.Token.Reveal(), Accessor: s.Accessor,
 		Opened: sent, Length: s.TTL, Jitter: jitter(), Renewable: s.Renewable, Revocable: s.Revocable, Pending: true,

@@ -250,7 +250,11 @@ func (w *worker) leaseExtended(e *extension, now time.Time) {
 	case verdict == Final || verdict == Refused:
 		w.log.Warn("the lease can't be renewed: it lives to its end", "expires", l.Expires, "error", e.err)
 		l.Renewable, l.Problem = false, e.err.Error()
-		l.finish(Scheduled, replacement(now, w.rec.end(l), l.Length, l.Overlap, l.Jitter))
+		at := replacement(now, w.rec.end(l), l.Length, l.Overlap, l.Jitter)
+		if verdict == Refused {
+			at = lastResort(now, w.rec.end(l), l.Length, l.Jitter)
+		}
+		l.finish(Scheduled, at)
 	default:
 		w.postpone(l, now, after, e.err)
 	}
@@ -291,9 +295,12 @@ func (w *worker) succeed(ctx context.Context, g *grant, now time.Time) {
 	defer w.mu.Unlock()
 	if err != nil {
 		if ctx.Err() == nil {
-			w.lackIdentity(err)
 			g.Tries++
-			g.Retry = now.Add(retryIn(g.Tries, now, g.Expires, 0))
+			after := time.Duration(0)
+			if w.needsID != nil {
+				after = mintGuardCap
+			}
+			g.Retry = now.Add(retryIn(g.Tries, now, g.Expires, after))
 		}
 		return
 	}
@@ -345,7 +352,7 @@ func (w *worker) replaceDue(ctx context.Context, failed []*lease) {
 			w.postponeAll(due, err)
 			return
 		}
-		w.parsed = parsed
+		w.locked(func() { w.parsed = parsed })
 	}
 	o := order{spec: w.rec.Current.Spec, parsed: w.parsed, due: due, live: true, work: work, deadline: now.Add(backgroundWait), ctx: ctx}
 	err := w.reconcile(o)
@@ -382,12 +389,23 @@ func (w *worker) unanswered(due map[*lease]Reason) map[*lease]Reason {
 // postponeAll sets the next try of what could not be replaced.
 func (w *worker) postponeAll(due map[*lease]Reason, err error) {
 	now := time.Now()
-	_, after := verdictOf(err)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.lackIdentity(err)
 	for l := range due {
-		w.postpone(l, now, after, err)
+		if l.Kind == Leased && !l.Final {
+			continue // its renewal goes on at its own pace
+		}
+		why := err
+		if w.attempt != nil {
+			if r := w.attempt.reads[l.Print]; r != nil && r.returned() && r.err != nil {
+				why = r.err
+			}
+		}
+		_, after := verdictOf(why)
+		if w.needsID != nil {
+			after = max(after, mintGuardCap) // the same credential is refused again
+		}
+		w.postpone(l, now, after, why)
 		if l.Kind == Polled && l.Tries > 3 {
 			l.Retry = now.Add(l.Refresh)
 		}
@@ -397,8 +415,13 @@ func (w *worker) postponeAll(due map[*lease]Reason, err error) {
 // retryChange tries again an edit of the SPC that could not be carried out.
 func (w *worker) retryChange(ctx context.Context) {
 	now := time.Now()
-	c := w.change
-	if c == nil || !c.due(now) || ctx.Err() != nil || !w.live() {
+	var c *failure
+	w.locked(func() { c = w.change })
+	if c == nil || !c.due(now) || ctx.Err() != nil {
+		return
+	}
+	if !w.live() {
+		w.setAway(true)
 		return
 	}
 	err := w.mountSpec(order{spec: c.spec, live: true, work: Background, deadline: now.Add(mountBudget), ctx: ctx})

@@ -76,7 +76,7 @@ func TestLeaseLivesThroughRenewalsAndReplacements(t *testing.T) {
 		require.NoError(t, p.mount())
 		first := p.files()["db-user"]
 		for range 600 {
-			time.Sleep(time.Second)
+			pause(time.Second)
 			require.True(t, p.works(), "a file names a dead lease after %v", time.Now())
 		}
 		require.NotEqual(t, first, p.files()["db-user"])
@@ -92,13 +92,13 @@ func TestReplacedLeaseWorksThroughItsOverlapAndNoLonger(t *testing.T) {
 		require.NoError(t, p.mount())
 		old := leaseOf([]byte(p.files()["db-user"]))
 		for leaseOf([]byte(p.files()["db-user"])) == old {
-			time.Sleep(100 * time.Millisecond)
+			pause(100 * time.Millisecond)
 		}
-		time.Sleep(3500 * time.Millisecond)
+		pause(3500 * time.Millisecond)
 		n.backend.mu.Lock()
 		require.True(t, n.backend.leaseAlive(old), "the overlap of 4 s")
 		n.backend.mu.Unlock()
-		time.Sleep(2 * time.Second)
+		pause(2 * time.Second)
 		n.backend.mu.Lock()
 		require.False(t, n.backend.leaseAlive(old))
 		n.backend.mu.Unlock()
@@ -110,7 +110,7 @@ func TestPodsEndRevokesWithinSeconds(t *testing.T) {
 		p := n.withOrders(time.Hour, 24*time.Hour)
 		require.NoError(t, p.mount())
 		p.delete()
-		time.Sleep(3 * time.Second)
+		pause(3 * time.Second)
 		require.Zero(t, n.backend.count())
 		require.Zero(t, n.backend.tokenCount())
 		require.Empty(t, n.m.Status())

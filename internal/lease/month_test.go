@@ -73,14 +73,14 @@ func (s *simulation) add() {
 	s.next++
 	s.pods = append(s.pods, p)
 	for p.mount() != nil { // kubelet goes on trying
-		time.Sleep(time.Minute)
+		pause(time.Minute)
 	}
 }
 
 // step lets republishes come and checks that they cost nothing, then that every
 // file works.
 func (s *simulation) step() {
-	time.Sleep(republish)
+	pause(republish)
 	s.backend.forget()
 	for _, p := range s.pods {
 		start := time.Now()
@@ -122,7 +122,7 @@ func (s *simulation) fleetLeases() (n int, writes float64) {
 // quiet is I3: after a time without events nothing is left over and nothing
 // is there twice.
 func (s *simulation) quiet() {
-	time.Sleep(25 * time.Minute) // no overlap is longer, nor a kept attempt
+	pause(25 * time.Minute) // no overlap is longer, nor a kept attempt
 	reads, _ := s.fleetLeases()
 	extra := s.backend.count() - reads
 	require.GreaterOrEqual(s.t, extra, 0, "I3: leases are missing")
@@ -134,7 +134,7 @@ func (s *simulation) endAll() {
 	for _, p := range s.pods {
 		p.delete()
 	}
-	time.Sleep(20 * time.Minute)
+	pause(20 * time.Minute)
 	require.Zero(s.t, s.backend.count(), "I1: everything is revoked in the end")
 	require.Zero(s.t, s.backend.tokenCount())
 	require.Empty(s.t, s.records)
@@ -148,7 +148,7 @@ func TestMonthUndisturbed(t *testing.T) {
 		s := newSimulation(t, n)
 		for range fleet {
 			s.add()
-			time.Sleep(time.Duration(rand.Int64N(int64(time.Minute))))
+			pause(time.Duration(rand.Int64N(int64(time.Minute))))
 		}
 		begin := time.Now()
 		for time.Since(begin) < 30*24*time.Hour {
@@ -215,11 +215,11 @@ func (s *simulation) disturb() {
 		s.start(0)
 	case 1:
 		s.stop()
-		time.Sleep(time.Duration(rand.Int64N(int64(2 * time.Hour)))) // a node in trouble
+		pause(time.Duration(rand.Int64N(int64(2 * time.Hour)))) // a node in trouble
 		s.start(0)
 	case 2:
 		s.backend.set(down)
-		time.Sleep(time.Duration(rand.Int64N(int64(3 * time.Hour))))
+		pause(time.Duration(rand.Int64N(int64(3 * time.Hour))))
 	case 3: // the database behind Vault is away
 		s.backend.set(func(op, path string) error {
 			if (op == "read" || op == "renew") && strings.HasPrefix(path, "database") {
@@ -227,7 +227,7 @@ func (s *simulation) disturb() {
 			}
 			return nil
 		})
-		time.Sleep(time.Duration(rand.Int64N(int64(2 * time.Hour))))
+		pause(time.Duration(rand.Int64N(int64(2 * time.Hour))))
 	case 4: // one call in ten is answered by nobody
 		s.backend.set(func(_, _ string) error {
 			if rand.IntN(10) == 0 {
@@ -235,7 +235,7 @@ func (s *simulation) disturb() {
 			}
 			return nil
 		})
-		time.Sleep(2 * time.Hour)
+		pause(2 * time.Hour)
 	case 5: // Vault has lost everything
 		s.backend.mu.Lock()
 		for _, tok := range s.backend.tokens {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -38,6 +39,8 @@ type node struct {
 	sweep   time.Duration
 	writes  int // swaps
 	wrong   []string
+
+	writeErr, saveErr, currentErr error // faults of the node itself
 }
 
 // mounted is a volume as the pod sees it.
@@ -95,6 +98,12 @@ func (n *node) start(killAt int) {
 	})
 	require.NoError(n.t, err)
 	n.m = m
+}
+
+// pause lets time pass, and what came due in it finish.
+func pause(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
 }
 
 // killed reports whether the daemon has met its kill point.
@@ -181,6 +190,9 @@ func (i *instance) Write(target string, g volume.Generation) error {
 	n := i.n
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.writeErr != nil {
+		return n.writeErr
+	}
 	v := n.mounts[target]
 	if v == nil || !v.present {
 		return volume.ErrNotMounted
@@ -224,6 +236,8 @@ func (i *instance) Current(target string) (string, error) {
 	defer i.n.mu.Unlock()
 	v := i.n.mounts[target]
 	switch {
+	case i.n.currentErr != nil:
+		return "", i.n.currentErr
 	case v == nil || !v.present:
 		return "", volume.ErrNotMounted
 	case v.current == "":
@@ -286,6 +300,9 @@ func (i store) Save(r *Record) error {
 	}
 	i.n.mu.Lock()
 	defer i.n.mu.Unlock()
+	if i.n.saveErr != nil {
+		return i.n.saveErr
+	}
 	i.n.records[r.ID] = clone(r)
 	return nil
 }
@@ -376,6 +393,7 @@ func (p *pod) request() provider.Request {
 // mount is a first Mount or a republish.
 func (p *pod) mount() error {
 	_, err := p.n.m.Mount(context.Background(), p.request())
+	synctest.Wait()
 	return err
 }
 

@@ -28,7 +28,7 @@ func TestPanicIsOneVolumesError(t *testing.T) {
 				} else {
 					require.NoError(t, err)
 				}
-				time.Sleep(mintGuard + 45*time.Minute) // renewals come due
+				pause(mintGuard + 45*time.Minute) // renewals come due
 				n.backend.set(nil)
 				other := n.pod("other", db("db", orders))
 				require.NoError(t, other.mount())
@@ -36,7 +36,7 @@ func TestPanicIsOneVolumesError(t *testing.T) {
 				require.True(t, p.works())
 				p.delete()
 				other.delete()
-				time.Sleep(time.Hour)
+				pause(time.Hour)
 				require.Zero(t, n.backend.tokenCount())
 			})
 		})

@@ -60,7 +60,17 @@ func renewal(start time.Time, length time.Duration, u float64) time.Time {
 
 // replacement returns when to replace a lease whose end has become known at now.
 func replacement(now, end time.Time, length, overlap time.Duration, u float64) time.Time {
-	at := end.Add(-overlap - scale(length, replaceMargin))
+	return staggered(end.Add(-overlap-scale(length, replaceMargin)), now, end, length, u)
+}
+
+// lastResort returns when to replace a lease whose renewal is refused: not before
+// the hard deadline, as after any other failure.
+func lastResort(now, end time.Time, length time.Duration, u float64) time.Time {
+	return staggered(hardDeadline(end, length), now, end, length, u)
+}
+
+// staggered moves a replacement behind now, and away from others due at the same time.
+func staggered(at, now, end time.Time, length time.Duration, u float64) time.Time {
 	if at.Before(now) {
 		at = now
 	}

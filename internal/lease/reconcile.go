@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -75,11 +76,32 @@ func (w *worker) reconcile(o order) error {
 	if err != nil {
 		a.keep = now.Add(keepAttempt)
 	} else {
-		w.dropAttempt()
+		w.release(a, missing, now)
 	}
 	w.settle(now)
 	w.saveBestEffort()
 	return err
+}
+
+// release lets go of an attempt whose reads are in the files. Reads still out,
+// left behind by a rotation, stay for the retry.
+func (w *worker) release(a *attempt, used []*wanted, now time.Time) {
+	out := false
+	w.mu.Lock()
+	for _, want := range used {
+		delete(a.reads, want.print)
+	}
+	for _, r := range a.reads {
+		out = out || r.lease == nil && (!r.returned() || r.err == nil)
+	}
+	if out {
+		clear(a.grants)
+		a.keep = now.Add(keepAttempt)
+	}
+	w.mu.Unlock()
+	if !out {
+		w.dropAttempt()
+	}
 }
 
 // compare finds out what is wanted and what of it must be issued, and why.
@@ -141,13 +163,19 @@ func repeatable(err error) bool {
 // issue sends the reads that have no answer yet and waits for all.
 func (w *worker) issue(a *attempt, missing []*wanted, o order) error {
 	var send []*wanted
+	var blocked error
 	for _, want := range missing {
 		r := a.reads[want.print]
 		if r != nil && (!r.returned() || r.err == nil || r.lease != nil) {
 			continue // under way, answered, or answered with what can't be written
 		}
 		if err := w.guarded(want); err != nil {
-			return err
+			if o.work == Mounting {
+				return err
+			}
+			blocked = err
+			delete(a.reads, want.print)
+			continue // the others need not wait for it
 		}
 		send = append(send, want)
 	}
@@ -168,10 +196,7 @@ func (w *worker) issue(a *attempt, missing []*wanted, o order) error {
 	if saveErr := w.save(); err == nil {
 		err = saveErr
 	}
-	if err == nil {
-		err = waitErr
-	}
-	return err
+	return cmp.Or(err, waitErr, blocked)
 }
 
 func (w *worker) caller(k Work) Caller { return Caller{Pod: w.rec.Pod, Work: k} }
@@ -189,8 +214,12 @@ func (w *worker) await(a *attempt, missing []*wanted, o order) error {
 	timeout := time.NewTimer(time.Until(o.deadline))
 	defer timeout.Stop()
 	for _, want := range missing {
+		r := a.reads[want.print]
+		if r == nil {
+			continue
+		}
 		select {
-		case <-a.reads[want.print].done:
+		case <-r.done:
 		case <-timeout.C:
 			return blame(want, &provider.Error{
 				Class: provider.Deadline, Cause: "no answer to the read of " + want.read.Path + " yet; it goes on, and the next try uses its answer",
@@ -207,7 +236,7 @@ func (w *worker) take(a *attempt, missing []*wanted) error {
 	var errs provider.Errors
 	for _, want := range missing {
 		r := a.reads[want.print]
-		if !r.returned() {
+		if r == nil || !r.returned() {
 			continue
 		}
 		if r.err == nil && r.lease == nil {
@@ -219,6 +248,9 @@ func (w *worker) take(a *attempt, missing []*wanted) error {
 			}
 		} else if r.err != nil && r.lease == nil {
 			w.failed(want, r.err)
+			if verdict, _ := verdictOf(r.err); verdict == DeadAuth {
+				w.locked(func() { w.tokenDied(r.grant, time.Now()) })
+			}
 		}
 		if r.err != nil {
 			errs = append(errs, blame(want, r.err))
@@ -275,21 +307,21 @@ func (w *worker) swap(a *attempt, wants []*wanted, o order) error {
 		gen.Leases = append(gen.Leases, l.ID)
 		files = append(files, content...)
 	}
-	w.parsed = o.parsed
 	if !changed {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.rec.Current.Spec = o.spec
+		w.carried(o)
 		for _, g := range w.rec.Grants {
 			g.Pending = g.Pending && !a.grants[g.ID]
 		}
 		return nil
 	}
-	return w.write(gen, files, now)
+	return w.write(gen, files, o, now)
 }
 
 // write journals the new generation, switches the files and adopts it.
-func (w *worker) write(gen *generation, files []volume.File, now time.Time) error {
+func (w *worker) write(gen *generation, files []volume.File, o order, now time.Time) error {
 	w.mu.Lock()
 	w.rec.Pending = gen
 	w.mu.Unlock()
@@ -312,12 +344,20 @@ func (w *worker) write(gen *generation, files []volume.File, now time.Time) erro
 		return err
 	}
 	w.adoptGeneration(gen, now)
-	w.change, w.refusal = nil, nil
+	w.carried(o)
 	w.recent = nil
 	if !slices.ContainsFunc(files, func(f volume.File) bool { return f.Keep }) {
 		w.recent = &recent{dir: gen.Dir, files: files, until: now.Add(keepAttempt)}
 	}
 	return nil
+}
+
+// carried notes that the volume is as the order's spec wants it. mu is held.
+func (w *worker) carried(o order) {
+	w.parsed = o.parsed
+	if o.due == nil { // a rotation leaves a failed edit as it is
+		w.change, w.refusal = nil, nil
+	}
 }
 
 // adoptGeneration makes gen the present generation; the overlap of what it

@@ -90,10 +90,13 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
-// next returns when the worker has something to do; zero: nothing in sight.
+// next returns when the worker has something to do; zero: nothing in sight. mu is held.
 func (w *worker) next() time.Time {
 	var at time.Time
 	soon := func(t time.Time) { at = earlier(at, t) }
+	if w.rec.Pending != nil {
+		soon(time.Now().Add(tick)) // undecided
+	}
 	if w.attempt != nil {
 		soon(w.attempt.keep)
 	}
@@ -109,7 +112,9 @@ func (w *worker) next() time.Time {
 		case g.Ending:
 			soon(g.Retry)
 		default:
-			soon(g.at())
+			if !g.Pending { // an attempt that outlives it is dropped, not renewed
+				soon(g.at())
+			}
 			for _, e := range g.Ends {
 				soon(e.Retry)
 			}

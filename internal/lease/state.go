@@ -201,7 +201,7 @@ func (g *grant) session() Session {
 func (r *Record) newest(source string, login provider.Login) *grant {
 	var best *grant
 	for _, g := range r.Grants {
-		if g.Source == source && g.Login == login && !g.Ending && !g.Pending && (best == nil || g.Opened.After(best.Opened)) {
+		if g.Source == source && g.Login == login && !g.Ending && !g.Pending && (best == nil || g.ID > best.ID) {
 			best = g
 		}
 	}

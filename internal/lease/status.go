@@ -71,7 +71,8 @@ func (w *worker) status(now time.Time) VolumeStatus {
 		for _, o := range l.Objects {
 			s.Objects = append(s.Objects, o.ID)
 		}
-		if !s.Expires.IsZero() && passed(now, s.Expires) {
+		g := r.grant(l.Grant)
+		if !s.Expires.IsZero() && passed(now, s.Expires) || l.LeaseID != "" && g != nil && !g.Expires.IsZero() && passed(now, g.Expires) {
 			s.State, v.State = Expired, Expired
 		}
 		v.Leases = append(v.Leases, s)

@@ -98,6 +98,9 @@ func (w *worker) ask(r provider.Request) (*ask, []provider.Version, error) {
 	now := time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.gone {
+		return nil, nil, &provider.Error{Class: provider.Precondition, Cause: "the volume is gone from the node", Remedy: "kubelet tries again"}
+	}
 	w.identity = r.Identity
 	if w.needsID != nil {
 		w.needsID, w.fresh = nil, true
@@ -111,6 +114,10 @@ func (w *worker) ask(r provider.Request) (*ask, []provider.Version, error) {
 		}
 		if same || known {
 			w.answered = now
+			if w.away { // it could not be looked at for a while
+				w.away = false
+				w.start()
+			}
 			return nil, w.versions, nil
 		}
 	} else if f := w.refusal; f != nil && f.hash == r.SpecHash && !f.due(now) {
@@ -179,10 +186,7 @@ func (w *worker) kick() {
 
 // start begins the worker's goroutine where it does not run. mu is held.
 func (w *worker) start() {
-	if w.running || w.m.ctx.Err() != nil {
-		if w.m.ctx.Err() != nil && w.asked != nil && !w.running {
-			w.refuseAsked()
-		}
+	if w.running {
 		return
 	}
 	w.running = true
@@ -217,9 +221,12 @@ func (w *worker) step() (more bool) {
 		if w.asked != nil {
 			w.refuseAsked()
 		}
-		w.running = false
 		w.mu.Unlock()
-		return false
+		w.leave()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.running = w.asked != nil || w.arrived()
+		return w.running
 	case gone || a == nil:
 	default:
 		w.asked, w.serving = nil, a
@@ -229,6 +236,9 @@ func (w *worker) step() (more bool) {
 	w.mu.Unlock()
 	defer cancel()
 
+	if w.rec.Pending != nil { // a killed process left it, or a panic
+		w.decide()
+	}
 	switch {
 	case gone:
 		w.finish()
@@ -240,11 +250,11 @@ func (w *worker) step() (more bool) {
 	w.maintain(ctx)
 
 	now := time.Now()
-	next := w.next()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	next := w.next()
 	w.interrupt = nil
-	if w.asked != nil || w.gone && !w.rec.Ended || w.arrived() || (!next.IsZero() && passed(now, next)) {
+	if w.asked != nil || w.gone && !w.rec.Ended || w.fresh || w.arrived() || (!next.IsZero() && passed(now, next)) {
 		return true
 	}
 	w.running = false
@@ -276,6 +286,16 @@ func (m *Manager) panicked(log *slog.Logger, p any) error {
 	m.metrics.panics.Inc()
 	log.Error("recovered from a panic", "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
 	return &provider.Error{Class: provider.Internal, Cause: "a fault in Tenure itself", Remedy: "report it with the daemon's log; other volumes are not affected"}
+}
+
+// leave takes what has arrived when the daemon stops: what nobody will use is
+// journaled as owed. Reads still out wake the worker once more.
+func (w *worker) leave() {
+	now := time.Now()
+	w.dropAttempt()
+	w.collectStrays(now)
+	w.settle(now)
+	w.saveBestEffort()
 }
 
 // arrived reports whether a stray read has returned. mu is held.
@@ -395,19 +415,34 @@ func (w *worker) save() error {
 // saveBestEffort journals what a lost write only makes less exact.
 func (w *worker) saveBestEffort() { _ = w.save() }
 
-// recover decides, at the start, what a killed process left half-done.
+// recover takes up what a killed process left.
 func (w *worker) recover() {
-	r, now := w.rec, time.Now()
-	if p := r.Pending; p != nil {
-		r.Pending = nil
-		if dir, err := w.m.Files.Current(r.Target); err == nil && dir == p.Dir {
-			w.adoptGeneration(p, now)
+	w.decide()
+	if w.rec.Pending == nil {
+		for _, g := range w.rec.Grants {
+			g.Pending = false
 		}
 	}
-	r.settle(now, nil)
-	for _, g := range r.Grants {
-		g.Pending = false
+	w.versions = versions(w.rec.current())
+}
+
+// decide finds out whether a killed process had swapped the pending generation
+// in, and ends what is not in the files. While the volume can't be looked at,
+// nothing is decided: the files may name either.
+func (w *worker) decide() {
+	p := w.rec.Pending
+	if p != nil {
+		dir, err := w.m.Files.Current(w.rec.Target)
+		if err != nil && !errors.Is(err, volume.ErrNotMounted) && !errors.Is(err, volume.ErrEmpty) || w.m.checkRoot() != nil {
+			return
+		}
+		w.mu.Lock()
+		w.rec.Pending = nil
+		if err == nil && dir == p.Dir {
+			w.adoptGeneration(p, time.Now())
+		}
+		w.mu.Unlock()
 	}
-	w.versions = versions(r.current())
+	w.settle(time.Now())
 	w.saveBestEffort()
 }

@@ -13,6 +13,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -67,7 +68,7 @@ func newTotals(w io.Writer) *totals {
 func (t *totals) run(argv []string) {
 	fmt.Fprintf(t.w, "$ %s\n", strings.Join(argv, " "))
 	ended, failed := t.passed+t.failed+t.skipped, t.failed
-	cmd := exec.Command(argv[0], argv[1:]...) //nolint:gosec // the Makefile's own commands
+	cmd := exec.CommandContext(context.Background(), argv[0], argv[1:]...) //nolint:gosec // the Makefile's own commands
 	cmd.Stderr = os.Stderr
 	stdout, err := cmd.StdoutPipe()
 	if err == nil {
