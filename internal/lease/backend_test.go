@@ -119,6 +119,13 @@ func (b *backend) leaseAlive(id string) bool {
 	return l != nil && !l.revoked && time.Now().Before(l.expires) && (l.role.bare || b.alive(l.token))
 }
 
+// minted returns how often a pod's read made something.
+func (b *backend) minted(podAndPath string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.mints[podAndPath]
+}
+
 // forget drops what is long dead, so that a simulated month stays fast.
 func (b *backend) forget() {
 	b.mu.Lock()

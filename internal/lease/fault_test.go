@@ -88,7 +88,7 @@ func TestRetriesBeforeExpiryWhateverTheLength(t *testing.T) {
 					}
 					return nil
 				})
-				l := n.m.volumes[p.target].rec.current()[0]
+				l := p.lease()
 				pause(time.Until(hardDeadline(l.Expires, l.Length)) - time.Millisecond)
 				require.GreaterOrEqual(t, tries, 3)
 			})

@@ -100,6 +100,13 @@ func (n *node) start(killAt int) {
 	n.m = m
 }
 
+// swaps returns how many generations were written.
+func (n *node) swaps() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.writes
+}
+
 // pause lets time pass, and what came due in it finish.
 func pause(d time.Duration) {
 	time.Sleep(d)
@@ -426,6 +433,14 @@ func (p *pod) status() VolumeStatus {
 		}
 	}
 	return VolumeStatus{}
+}
+
+// lease returns a copy of the first lease that the daemon holds for the pod.
+func (p *pod) lease() lease {
+	w := p.n.m.volumes[p.target]
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return *w.rec.current()[0]
 }
 
 // works is I1 for one pod: the leases of all its files are alive.

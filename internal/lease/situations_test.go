@@ -283,7 +283,7 @@ func TestMintGuardDoesNotDelayRenewals(t *testing.T) {
 			p := n.pod(fmt.Sprint("p", i), db("db", orders))
 			n.backend.roles[orders] = role{ttl: time.Hour, max: 24 * time.Hour}
 			require.NoError(t, p.mount())
-			l := n.m.volumes[p.target].rec.current()[0]
+			l := p.lease()
 			var last time.Time
 			n.backend.set(func(op, _ string) error {
 				if op == "renew" {
@@ -333,11 +333,11 @@ func TestSwapThatFailsLongHandsOutNothingDead(t *testing.T) {
 		n.writeErr = errors.New("no space left on device")
 		n.mu.Unlock()
 		pause(40 * time.Minute)
-		writes := n.writes
 		n.mu.Lock()
+		writes := n.writes
 		n.writeErr = nil
 		n.mu.Unlock()
-		for n.writes == writes {
+		for n.swaps() == writes {
 			pause(time.Second)
 		}
 		require.True(t, p.works(), "a dead credential was swapped in")
@@ -361,12 +361,8 @@ func TestSlowReadIsUsedAndNotSentAgain(t *testing.T) {
 			}
 			return nil
 		})
-		before := n.backend.mints["p "+orders]
 		pause(60 * time.Minute)
-		n.backend.mu.Lock()
-		mints := n.backend.mints["p "+orders] - before
-		n.backend.mu.Unlock()
-		require.Less(t, mints, 14)
+		require.Less(t, n.backend.minted("p "+orders), 15)
 		require.True(t, p.works())
 	})
 }
@@ -428,7 +424,9 @@ func TestGuardedReadDelaysNoOther(t *testing.T) {
 		require.NoError(t, p.mount())
 		w := n.m.volumes[p.target]
 		// orders was guarded by earlier trouble
-		w.guards[w.parsed.reads[0].key] = &guard{mints: 6, next: time.Now().Add(15*time.Minute + 22*time.Minute), failed: true, err: errNoDB}
+		w.locked(func() {
+			w.guards[w.parsed.reads[0].key] = &guard{mints: 6, next: time.Now().Add(15*time.Minute + 22*time.Minute), failed: true, err: errNoDB}
+		})
 		n.backend.mu.Lock()
 		for _, tok := range n.backend.tokens {
 			tok.dead = true
