@@ -17,7 +17,8 @@ help: ## list the targets
 
 .PHONY: demo
 demo: setup-test build vaultd ## show a database credential's life: Vault, PostgreSQL and the CSI driver's client, all on this machine
-	@cd test && go run ./demo
+	@CGO_ENABLED=0 test/scripts/with-heartbeat.sh demo go -C test build -o ../bin/demo ./demo
+	@cd test && ../bin/demo
 
 .PHONY: test
 test: setup-test build vaultd bin/totals ## run every test but the race detector's, installing what they need; ends with the totals

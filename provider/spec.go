@@ -18,54 +18,54 @@ type Spec struct {
 // Object is one entry of the SPC's objects for one tenant: a read, and how its
 // answer becomes files.
 type Object struct {
-	Name     string // file name below the volume, or the directory of a multi-file format
-	Tenant   string // empty without tenants
-	Read     Read
-	Key      string      // secretKey: the entry of the data to write; empty: all of it
-	Encoding string      // "", "base64" or "hex": how the value is decoded before it is written
-	Format   string      // empty: exactly what the HashiCorp provider writes
-	Template string      // Go template, for Format "template"
-	Mode     fs.FileMode // 0–0777, the request's permission where the object says nothing
-	UID, GID int         // numeric owner and group; -1: left as created
+	Name     string      `json:",omitzero"` // file name below the volume, or the directory of a multi-file format
+	Tenant   string      `json:",omitzero"` // empty without tenants
+	Read     Read        `json:",omitzero"`
+	Key      string      `json:",omitzero"` // secretKey: the entry of the data to write; empty: all of it
+	Encoding string      `json:",omitzero"` // "", "base64" or "hex": how the value is decoded before it is written
+	Format   string      `json:",omitzero"` // empty: exactly what the HashiCorp provider writes
+	Template string      `json:",omitzero"` // Go template, for Format "template"
+	Mode     fs.FileMode `json:",omitzero"` // 0–0777, the request's permission where the object says nothing
+	UID, GID int         `json:",omitzero"` // numeric owner and group; -1: left as created
 
-	Connection Connection // for the formats that describe a database connection
-	MountPath  string     // where the application sees the volume; empty: unknown
+	Connection Connection `json:",omitzero"` // for the formats that describe a database connection
+	MountPath  string     `json:",omitzero"` // where the application sees the volume; empty: unknown
 
-	Refresh time.Duration // how often to look again at a read without a lease; never zero
-	Overlap time.Duration // how long an old credential outlives its replacement; zero: the policy's default
+	Refresh time.Duration `json:",omitzero"` // how often to look again at a read without a lease; never zero
+	Overlap time.Duration `json:",omitzero"` // how long an old credential outlives its replacement; zero: the policy's default
 }
 
 // Connection holds the parts of a database connection that are not secret.
 type Connection struct {
-	Host   string
-	Port   int // 0: the database's default
-	DBName string
-	Params map[string]string // extra settings, e.g. sslmode
+	Host   string            `json:",omitzero"`
+	Port   int               `json:",omitzero"` // 0: the database's default
+	DBName string            `json:",omitzero"`
+	Params map[string]string `json:",omitzero"` // extra settings, e.g. sslmode
 }
 
 // Read is one question to a backend. Objects with equal reads share one answer.
 type Read struct {
-	Source string // "vault"
-	Tenant string
-	Login  Login
-	Method string         // "GET", "PUT" or "POST"
-	Path   string         // cleaned, without leading "/" and "v1/", without query
-	Query  url.Values     // parameters that stood behind "?" in secretPath
-	Args   map[string]any // secretArgs, the body of a PUT or POST
+	Source string         `json:",omitzero"` // "vault"
+	Tenant string         `json:",omitzero"`
+	Login  Login          `json:",omitzero"`
+	Method string         `json:",omitzero"` // "GET", "PUT" or "POST"
+	Path   string         `json:",omitzero"` // cleaned, without leading "/" and "v1/", without query
+	Query  url.Values     `json:",omitzero"` // parameters that stood behind "?" in secretPath
+	Args   map[string]any `json:",omitzero"` // secretArgs, the body of a PUT or POST
 }
 
 // Login is how the pod's identity becomes a Vault token, as the SPC says it.
 // Zero fields mean the daemon's flags.
 type Login struct {
-	Method    string // "kubernetes" or "jwt": the same request, another default mount
-	Address   string
-	Namespace string
-	Mount     string // auth mount path without "auth/"; empty: the flag, else the method's name
-	Role      string
-	Audience  string // which of the pod's tokens to send; empty: "vault"
+	Method    string `json:",omitzero"` // "kubernetes" or "jwt": the same request, another default mount
+	Address   string `json:",omitzero"`
+	Namespace string `json:",omitzero"`
+	Mount     string `json:",omitzero"` // auth mount path without "auth/"; empty: the flag, else the method's name
+	Role      string `json:",omitzero"`
+	Audience  string `json:",omitzero"` // which of the pod's tokens to send; empty: "vault"
 
-	CACertPath, CADirectory       string // below the daemon's TLS directory
-	ClientCertPath, ClientKeyPath string // below the daemon's TLS directory
-	TLSServerName                 string
-	SkipTLSVerify                 bool
+	CACertPath, CADirectory       string `json:",omitzero"` // below the daemon's TLS directory
+	ClientCertPath, ClientKeyPath string `json:",omitzero"` // below the daemon's TLS directory
+	TLSServerName                 string `json:",omitzero"`
+	SkipTLSVerify                 bool   `json:",omitzero"`
 }

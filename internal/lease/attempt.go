@@ -128,7 +128,7 @@ func (w *worker) attemptFor(hash string) *attempt {
 	if w.attempt == nil {
 		a := &attempt{hash: hash, reads: map[string]*reading{}, grants: map[int]bool{}}
 		a.ctx, a.cancel = context.WithCancel(w.m.ctx)
-		w.setAttempt(a)
+		w.locked(func() { w.attempt = a })
 	}
 	w.attempt.keep = time.Time{}
 	return w.attempt
@@ -151,12 +151,6 @@ func (w *worker) stale(a *attempt) bool {
 	return false
 }
 
-func (w *worker) setAttempt(a *attempt) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.attempt = a
-}
-
 // dropAttempt lets go of what was kept: settle ends it. Reads still out are
 // followed until they return.
 func (w *worker) dropAttempt() {
@@ -165,14 +159,14 @@ func (w *worker) dropAttempt() {
 		return
 	}
 	a.cancel()
-	w.mu.Lock()
-	for _, r := range a.reads {
-		if r.lease == nil {
-			w.strays = append(w.strays, r)
+	w.locked(func() {
+		for _, r := range a.reads {
+			if r.lease == nil {
+				w.strays = append(w.strays, r)
+			}
 		}
-	}
-	w.attempt = nil
-	w.mu.Unlock()
+		w.attempt = nil
+	})
 }
 
 // collectStrays takes the answers of reads whose attempt is gone: what they

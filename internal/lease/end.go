@@ -8,8 +8,8 @@ import (
 	"github.com/tenure-csi/tenure/provider"
 )
 
-// finish ends the volume: from here on it only owes.
-func (w *worker) finish() {
+// endVolume leaves nothing of the volume but what it owes.
+func (w *worker) endVolume() {
 	w.dropAttempt()
 	w.mu.Lock()
 	r := w.rec
@@ -95,7 +95,7 @@ func (w *worker) endLeases(ctx context.Context, g *grant, now time.Time) (change
 		err := w.m.Sources[g.Source].EndLease(w.m.ctx, w.caller(Background), g.session(), e.LeaseID)
 		w.m.metrics.ends.WithLabelValues("lease", outcome(err)).Inc()
 		verdict, _ := verdictOf(err)
-		if err == nil || verdict == DeadAuth || passed(time.Now(), e.Until.Add(endGiveUp)) {
+		if err == nil || verdict == DeadAuth || !e.Until.IsZero() && passed(time.Now(), e.Until.Add(endGiveUp)) {
 			continue
 		}
 		e.Tries++

@@ -21,25 +21,35 @@ func (w *worker) grantsFor(a *attempt, send []*wanted, o order) ([]*grant, error
 		k := key{want.read.Source, want.read.Login}
 		byLogin[k] = append(byLogin[k], want)
 	}
-	var mu sync.Mutex
 	chosen := map[key]*grant{}
+	for k, wants := range byLogin {
+		if chosen[k] = w.usable(a, wants, o); chosen[k] == nil {
+			chosen[k] = &grant{}
+		}
+	}
+	var mu sync.Mutex
 	var logins errgroup.Group
 	for k, wants := range byLogin {
-		if g := w.usable(a, wants, o); g != nil {
-			chosen[k] = g
+		mu.Lock()
+		g := chosen[k]
+		mu.Unlock()
+		if g.ID != 0 {
 			continue
 		}
-		g := &grant{}
-		chosen[k] = g
 		logins.Go(func() error {
 			err := w.login(g, wants[0], o)
-			if old := w.fallback(wants); err != nil && !classOf(err).Passing() && old != nil {
-				w.log.Info("no fresh identity: issuing under the volume's living token", "reason", err)
-				mu.Lock()
-				chosen[k], err = old, nil
-				mu.Unlock()
+			if err == nil || classOf(err).Passing() {
+				return err
 			}
-			return err
+			old := w.fallback(wants)
+			if old == nil {
+				return err
+			}
+			w.log.Info("no fresh identity: issuing under the volume's living token", "reason", err)
+			mu.Lock()
+			defer mu.Unlock()
+			chosen[k] = old
+			return nil
 		})
 	}
 	err := logins.Wait()

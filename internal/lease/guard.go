@@ -10,7 +10,6 @@ import (
 // guard keeps a read from being minted in a loop, whatever keeps asking for it.
 type guard struct {
 	mints  int       // in a row
-	last   time.Time // the last one
 	next   time.Time // not before
 	failed bool      // the last one's outcome is unknown
 	err    error     // and this is what is known of it
@@ -48,7 +47,7 @@ func (w *worker) raise(want *wanted, length time.Duration, err error) {
 		w.guards[want.key] = g
 	}
 	g.mints++
-	g.last, g.failed, g.err = now, err != nil, err
+	g.failed, g.err = err != nil, err
 	g.next = now.Add(guardIn(g.mints, length))
 }
 

@@ -57,8 +57,8 @@ func (w *worker) lapse(now time.Time) (changed bool) {
 	}
 	if w.recent != nil && passed(now, w.recent.until) {
 		w.recent = nil
-		w.forgetGuards(now)
 	}
+	w.forgetGuards(now)
 	var stay []retired
 	for _, d := range w.rec.Retired {
 		if !passed(now, d.Until) {
@@ -108,13 +108,13 @@ type extension struct {
 
 // renewDue renews tokens, then leases. It returns the leases whose renewal
 // failed just now, and whether anything was done.
-func (w *worker) renewDue(ctx context.Context, now time.Time) (failed []*lease, any bool) {
+func (w *worker) renewDue(ctx context.Context, now time.Time) (failed []*lease, did bool) {
 	var tokens, leases []*extension
 	for _, g := range w.rec.Grants {
 		if g.Ending || g.Pending || !isDue(now, g.at(), g.Opened) {
 			continue
 		}
-		any = true
+		did = true
 		if g.final() {
 			w.succeed(ctx, g, now)
 		} else {
@@ -137,7 +137,7 @@ func (w *worker) renewDue(ctx context.Context, now time.Time) (failed []*lease, 
 			failed = append(failed, e.l)
 		}
 	}
-	return failed, any || len(leases) > 0
+	return failed, did || len(leases) > 0
 }
 
 // extend makes the calls, each in its turn.
@@ -237,7 +237,7 @@ func (w *worker) leaseExtended(e *extension, now time.Time) {
 	switch {
 	case e.late:
 	case e.err == nil:
-		l.Issued, l.Expires, l.Renewable = e.sent, e.sent.Add(e.got.TTL), true
+		l.Issued, l.Expires = e.sent, e.sent.Add(e.got.TTL)
 		w.rec.schedule(l, e.sent, now)
 		if !e.got.Renewable && !l.Final {
 			l.finish(Scheduled, replacement(now, w.rec.end(l), l.Length, l.Overlap, l.Jitter))
@@ -426,6 +426,6 @@ func (w *worker) retryChange(ctx context.Context) {
 	}
 	err := w.mountSpec(order{spec: c.spec, live: true, work: Background, deadline: now.Add(mountBudget), ctx: ctx})
 	if err != nil && ctx.Err() == nil {
-		w.remember(&w.change, c.spec, err, now)
+		w.remember(&w.change, c.spec, err)
 	}
 }

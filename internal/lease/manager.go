@@ -8,6 +8,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -108,12 +109,32 @@ func Open(c Config) (*Manager, error) {
 	if err := m.checkRoot(); err != nil {
 		c.Log.Error("pods directory can't be trusted: nothing is ended until it can", "error", err)
 	}
-	for _, s := range records {
-		m.adopt(s)
+	for _, r := range records {
+		if err := m.serves(r); err != nil {
+			c.Log.Error("leaving a volume to the version that wrote its record", "record", r.ID, "error", err)
+			continue
+		}
+		m.adopt(r)
 	}
 	m.work.Go(m.run)
 	m.work.Go(func() { m.pacer.run(m.ctx) })
 	return m, nil
+}
+
+// serves reports what in a record this version can't work with, after a
+// downgrade for example.
+func (m *Manager) serves(r *Record) error {
+	for _, g := range r.Grants {
+		if m.Sources[g.Source] == nil {
+			return fmt.Errorf("source %q is not supported by this version", g.Source)
+		}
+	}
+	for _, l := range r.Leases {
+		if m.Sources[l.Source] == nil || l.Kind < Leased || l.Kind > Once {
+			return fmt.Errorf("source %q or kind %d is not supported by this version", l.Source, l.Kind)
+		}
+	}
+	return nil
 }
 
 // adopt takes up a volume from its record.
@@ -122,8 +143,15 @@ func (m *Manager) adopt(r *Record) {
 	if r.Ended {
 		m.ended[r.ID] = w
 	} else {
-		m.volumes[r.Target] = w
 		w.recover()
+		if twin := m.volumes[r.Target]; twin != nil { // its end could not be journaled
+			if twin.live() {
+				w, twin = twin, w
+			}
+			twin.gone = true
+			twin.kick()
+		}
+		m.volumes[r.Target] = w
 	}
 	w.kick()
 }

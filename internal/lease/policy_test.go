@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/tenure-csi/tenure/provider"
 )
 
 func TestPolicyNumbers(t *testing.T) {
@@ -88,4 +90,16 @@ func TestPacerLetsTheNearestDeadlinePassFirst(t *testing.T) {
 		cancel()
 		synctest.Wait()
 	})
+}
+
+// A changed fingerprint makes every volume of every node issue anew at the first
+// look after an upgrade. A new field must not change those of specs without it.
+func TestFingerprintsOutliveUpgrades(t *testing.T) {
+	o := provider.Object{
+		Name: "a", Key: "username", Mode: 0o644, UID: -1, GID: -1, Refresh: time.Minute,
+		Read: provider.Read{Source: "vault", Method: "GET", Path: "database/creds/a", Login: provider.Login{Method: "kubernetes", Role: "r"}},
+	}
+	reads := wantedReads(&provider.Spec{Objects: []provider.Object{o}})
+	require.Equal(t, "81db664387b5a6fa61c3f296a931568a", reads[0].key)
+	require.Equal(t, "d4fd402e8dad9246f4cf40c1cec5afb0", reads[0].print)
 }

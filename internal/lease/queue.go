@@ -16,6 +16,7 @@ const tick = 5 * time.Second
 type queue struct {
 	mu      sync.Mutex
 	heap    dueHeap
+	scanned time.Time     // when all entries were last looked at
 	changed chan struct{} // a nudge when the first entry has moved nearer
 }
 
@@ -67,6 +68,19 @@ func (q *queue) due(now time.Time) []*worker {
 	var ws []*worker
 	for len(q.heap) > 0 && passed(now, q.heap[0].at) {
 		ws = append(ws, heap.Pop(&q.heap).(*entry).w)
+	}
+	if now.Sub(q.scanned) < tick {
+		return ws
+	}
+	// After a suspend an entry may be due by the wall clock that is not the first
+	// by the other one.
+	q.scanned = now
+	for i := 0; i < len(q.heap); i++ {
+		if e := q.heap[i]; passed(now, e.at) {
+			heap.Remove(&q.heap, i)
+			ws = append(ws, e.w)
+			i-- // another entry has come to its place
+		}
 	}
 	return ws
 }

@@ -72,6 +72,10 @@ func (w *worker) reconcile(o order) error {
 	if err == nil {
 		err = w.swap(a, wants, o)
 	}
+	if o.live && errors.Is(err, volume.ErrLost) { // somebody took a file away
+		o.live = false
+		return w.reconcile(o)
+	}
 	now := time.Now()
 	if err != nil {
 		a.keep = now.Add(keepAttempt)

@@ -26,14 +26,14 @@ func (w *worker) render(r *reading) error {
 	}
 	l.Refresh, l.Overlap = intervals(want.objects, l.Length)
 	now := time.Now()
-	w.mu.Lock()
-	w.rec.LastID++
-	l.ID = w.rec.LastID
-	w.rec.Leases = append(w.rec.Leases, l)
-	w.rec.schedule(l, r.sent, now)
-	l.look(now, i.Next)
-	r.lease = l
-	w.mu.Unlock()
+	w.locked(func() {
+		w.rec.LastID++
+		l.ID = w.rec.LastID
+		w.rec.Leases = append(w.rec.Leases, l)
+		w.rec.schedule(l, r.sent, now)
+		l.look(now, i.Next)
+		r.lease = l
+	})
 	for _, o := range want.objects {
 		out, err := w.format(o, i.Secret)
 		if err != nil {

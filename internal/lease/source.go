@@ -57,7 +57,6 @@ type Session struct {
 	TTL       time.Duration   // life from now on; 0: without end
 	Renewable bool
 	Revocable bool          // false for batch tokens: EndSession must not be called
-	Periodic  bool          // renewable without a last end
 	MaxTTL    time.Duration // last possible end from now on; 0: not known or none
 }
 

@@ -241,7 +241,7 @@ func (w *worker) step() (more bool) {
 	}
 	switch {
 	case gone:
-		w.finish()
+		w.endVolume()
 		return true
 	case a != nil:
 		w.serve(a)
@@ -341,7 +341,7 @@ func (w *worker) mount(a *ask, now time.Time) ([]provider.Version, error) {
 		return w.versions, nil
 	case live:
 		// The old files go on: a Mount of a live volume never fails.
-		w.remember(&w.change, a.spec, err, now)
+		w.remember(&w.change, a.spec, err)
 		w.log.Warn("SecretProviderClass changed and could not be carried out; the old files stay", "error", err)
 		return w.versions, nil
 	}
@@ -354,7 +354,8 @@ func (w *worker) mount(a *ask, now time.Time) ([]provider.Version, error) {
 }
 
 // remember keeps a failed spec with the time of the next try.
-func (w *worker) remember(f **failure, s spec, err error, now time.Time) {
+func (w *worker) remember(f **failure, s spec, err error) {
+	now := time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	tries := 1

@@ -13,7 +13,7 @@ import (
 
 // Login implements lease.Source for the methods kubernetes and jwt, which are
 // the same request. It makes one call: what the answer does not tell (period,
-// explicit max TTL) is left unknown, MaxTTL 0 and Periodic false, and shows as
+// explicit max TTL) is left unknown, MaxTTL 0, and shows as
 // truncated renewals. A login given up by ctx may leave a token without leases
 // until its TTL.
 func (s *Source) Login(ctx context.Context, by lease.Caller, login provider.Login, id provider.Identity) (lease.Session, error) {
@@ -107,7 +107,7 @@ func (s *Source) RenewSession(ctx context.Context, by lease.Caller, se lease.Ses
 	if f != nil {
 		return lease.Granted{}, f
 	}
-	if a.Auth == nil || a.Auth.LeaseDuration < 0 {
+	if a.Auth == nil || a.Auth.LeaseDuration <= 0 {
 		return lease.Granted{}, senseless(c)
 	}
 	return lease.Granted{TTL: seconds(a.Auth.LeaseDuration), Renewable: a.Auth.Renewable}, nil
