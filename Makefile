@@ -40,6 +40,10 @@ conformance: setup-test build vaultd ## run the HashiCorp provider's cases throu
 race: setup-race bin/totals ## run the product's tests under the race detector
 	@CGO_ENABLED=1 bin/totals 'go test -json -race -short -timeout=20m $(PRODUCT)'
 
+.PHONY: bench
+bench: setup-test build vaultd ## measure first mounts beside a bare client, republishes, memory and restart; compare within one run
+	@cd test && go test -run '^$$' -bench . -benchtime 5x -count=1 ./bench
+
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME (default 20s)
 	@grep -rEo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' provider internal cmd | while IFS=: read -r file target; do \
