@@ -74,11 +74,11 @@ image: ## build the container image IMAGE (needs a container engine)
 
 .PHONY: setup
 setup: ## install the Debian packages that tests and checks need, those that are missing (apt-get, needs root)
-	@test/scripts/setup.sh postgres gcc shellcheck
+	@test/scripts/setup.sh postgres mariadb openssl jq gcc shellcheck
 
 .PHONY: setup-test setup-race setup-lint
 setup-test:
-	@test/scripts/setup.sh postgres
+	@test/scripts/setup.sh postgres mariadb openssl jq
 setup-race:
 	@test/scripts/setup.sh gcc
 setup-lint:

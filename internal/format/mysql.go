@@ -18,10 +18,11 @@ const maxOptionLine = 4093
 // dbname, the data's username and password, then the connection's params,
 // sorted. What the connection leaves out is left to the application. Every value
 // is quoted: within quotes the reader takes "#" and blanks at the ends as they
-// are, and undoes the escapes of optionValue.
+// are, and undoes the escapes of optionEscape.
 //
 // database is an option of the client program and of the libraries; other
 // programs, such as mysqldump, stop at it and need a connection without dbname.
+// The host localhost means the socket to all of them, whatever the port.
 func myCnf(o provider.Object, s Secret) ([]byte, error) {
 	user, password, err := login(s.Data)
 	if err != nil {
@@ -39,23 +40,14 @@ func myCnf(o provider.Object, s Secret) ([]byte, error) {
 }
 
 func optionLine(name, value string) (string, error) {
-	line := name + "=" + optionValue(value)
+	line := name + `="` + optionEscape.Replace(value) + `"`
 	if len(line) > maxOptionLine {
 		return "", invalid("format", "the connection's "+name+" is longer than a line of a MySQL option file may be", "use format json or keys")
 	}
 	return line, nil
 }
 
-// optionValue quotes with what the value does not hold, if it can: not every
-// reader of these files undoes an escaped quote.
-func optionValue(s string) string {
-	quote := `"`
-	if strings.Contains(s, quote) && !strings.Contains(s, "'") {
-		quote = "'"
-	}
-	escape := strings.NewReplacer(`\`, `\\`, "\n", `\n`, "\r", `\r`, "\t", `\t`, "\b", `\b`, quote, `\`+quote)
-	return quote + escape.Replace(s) + quote
-}
+var optionEscape = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`, "\r", `\r`, "\t", `\t`, "\b", `\b`)
 
 var optionName = regexp.MustCompile(`^[a-z][a-z0-9_-]*$`)
 
