@@ -16,7 +16,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: setup-test build vaultd ## show a database credential's life: Vault, PostgreSQL and the CSI driver's client, all on this machine
+demo: setup-postgres build vaultd ## show a database credential's life: Vault, PostgreSQL and the CSI driver's client, all on this machine
 	@CGO_ENABLED=0 test/scripts/with-heartbeat.sh demo go -C test build -o ../bin/demo ./demo
 	@cd test && ../bin/demo
 
@@ -29,11 +29,11 @@ unit: bin/totals ## run the product's tests: no other program is needed
 	@bin/totals 'go test -json -timeout=15m ./...'
 
 .PHONY: integration
-integration: setup-test build vaultd bin/totals ## run the tests against a real Vault and PostgreSQL
+integration: setup-test build vaultd bin/totals ## run the tests against a real Vault, PostgreSQL and MariaDB
 	@bin/totals 'go -C test test -json -count=1 -timeout=20m ./...'
 
 .PHONY: conformance
-conformance: setup-test build vaultd bin/totals ## run the CSI driver's own client and the HashiCorp provider's cases
+conformance: setup-postgres build vaultd bin/totals ## run the CSI driver's own client and the HashiCorp provider's cases
 	@bin/totals 'go -C test test -json -count=1 -timeout=20m ./conformance/...'
 
 .PHONY: race
@@ -76,9 +76,11 @@ image: ## build the container image IMAGE (needs a container engine)
 setup: ## install the Debian packages that tests and checks need, those that are missing (apt-get, needs root)
 	@test/scripts/setup.sh postgres mariadb openssl jq gcc shellcheck
 
-.PHONY: setup-test setup-race setup-lint
+.PHONY: setup-test setup-postgres setup-race setup-lint
 setup-test:
 	@test/scripts/setup.sh postgres mariadb openssl jq
+setup-postgres:
+	@test/scripts/setup.sh postgres
 setup-race:
 	@test/scripts/setup.sh gcc
 setup-lint:
