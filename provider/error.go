@@ -39,7 +39,10 @@ type Error struct {
 	Tenant string // empty without tenants
 	Cause  string // what went wrong, without trailing full stop
 	Remedy string // what to do, an imperative phrase; empty when only waiting helps
-	Err    error  // the error beneath, for errors.Is and errors.As; its text is not shown
+	// Line is where in the YAML text of the parameter objects, or defaults for a
+	// Field that begins so, counted from 1; 0 when not known. Error does not show it.
+	Line int
+	Err  error // the error beneath, for errors.Is and errors.As; its text is not shown
 }
 
 // Error renders: object "x", field "y", tenant "z": cause; remedy.

@@ -3,6 +3,7 @@ package provider
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io/fs"
 	"maps"
 	"net/http"
@@ -34,6 +35,7 @@ var (
 // entry is one entry of objects, laid over the defaults field by field.
 type entry struct {
 	*parser
+	line   int    // in objects
 	name   string // for errors: objectName, or "#3" without a good one
 	fields map[string]field
 	faulty map[string]bool // fields that were reported: the first problem of each is enough
@@ -47,7 +49,7 @@ type field struct {
 
 // newEntry merges and checks the names of the fields.
 func (p *parser) newEntry(label string, node, defaults *yaml.Node) *entry {
-	e := &entry{parser: p, name: label, fields: map[string]field{}, faulty: map[string]bool{}}
+	e := &entry{parser: p, line: node.Line, name: label, fields: map[string]field{}, faulty: map[string]bool{}}
 	if defaults != nil {
 		e.add(defaults, true)
 	}
@@ -68,11 +70,27 @@ func (e *entry) fault(name, cause, remedy string) {
 		return
 	}
 	e.faulty[name] = true
-	object, where := e.name, brief(name)
-	if outer, _, _ := strings.Cut(name, "."); e.fields[outer].inherited {
+	object, where, line := e.name, brief(name), e.line
+	outer, _, _ := strings.Cut(name, ".")
+	if e.fields[outer].inherited {
 		object, where = "", "defaults."+where
 	}
-	e.fail(object, where, cause, remedy)
+	for _, known := range [...]string{outer, name} {
+		if f, ok := e.fields[known]; ok {
+			line = f.Line
+		}
+	}
+	e.at(line).fail(object, where, cause, remedy)
+}
+
+// check asks the caller of Validate about an object in which nothing is wrong yet.
+func (e *entry) check(o Object) {
+	if len(e.faulty) > 0 {
+		return
+	}
+	if err, ok := errors.AsType[*Error](e.parser.check(o)); ok {
+		e.fault(err.Field, err.Cause, err.Remedy)
+	}
 }
 
 // object reads all fields.

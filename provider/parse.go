@@ -25,18 +25,34 @@ const (
 // depends on nothing else. It finds all problems at once: an error is Errors, all
 // of class Invalid. It may be called from many goroutines at once.
 func Parse(r Request) (*Spec, error) {
-	p := &parser{
-		request:      r,
-		placeholders: strings.NewReplacer("{namespace}", r.Pod.Namespace, "{serviceAccount}", r.Pod.ServiceAccount),
-		spec:         &Spec{},
-		found:        map[string]bool{},
-	}
-	p.checkWords()
-	p.parseObjects(p.login(), p.mountPath())
+	p := parse(r, func(Object) error { return nil })
 	if len(p.errs) > 0 {
 		return nil, p.errs
 	}
 	return p.spec, nil
+}
+
+// Validate finds what Parse finds, and in the same pass what check says of each
+// object that Parse takes, so that an author sees all problems at once. check's
+// errors must be *Error; others are ignored. It may be called from many goroutines
+// at once.
+func Validate(r Request, check func(Object) error) (warnings []string, problems Errors) {
+	p := parse(r, check)
+	return p.spec.Warnings, p.errs
+}
+
+func parse(r Request, check func(Object) error) *parser {
+	p := &parser{
+		request:      r,
+		placeholders: strings.NewReplacer("{namespace}", r.Pod.Namespace, "{serviceAccount}", r.Pod.ServiceAccount),
+		spec:         &Spec{},
+		check:        check,
+		lines:        map[string]int{},
+		found:        map[string]bool{},
+	}
+	p.checkWords()
+	p.parseObjects(p.login(), p.mountPath())
+	return p
 }
 
 // parser collects what it finds in one SPC.
@@ -44,16 +60,26 @@ type parser struct {
 	request      Request
 	placeholders *strings.Replacer
 	spec         *Spec
+	check        func(Object) error
+	lines        map[string]int // of the last object of a name
+	line         int            // of the next fault, see at
 	errs         Errors
 	found        map[string]bool // texts in errs: a wrong default is reported once, not for each object
 }
 
 func (p *parser) fail(object, field, cause, remedy string) {
-	err := &Error{Class: Invalid, Object: object, Field: field, Cause: cause, Remedy: remedy}
+	err := &Error{Class: Invalid, Object: object, Field: field, Cause: cause, Remedy: remedy, Line: p.line}
+	p.line = 0
 	if text := err.Error(); !p.found[text] {
 		p.found[text] = true
 		p.errs = append(p.errs, err)
 	}
+}
+
+// at says in which line of objects or defaults the next fault is.
+func (p *parser) at(line int) *parser {
+	p.line = line
+	return p
 }
 
 func (p *parser) warn(format string, args ...any) {
@@ -208,12 +234,14 @@ func (p *parser) parseObjects(login Login, mountPath string) {
 	for i, node := range list.Content {
 		label := "#" + strconv.Itoa(i+1)
 		if node.Kind != yaml.MappingNode {
-			p.fail(label, "", "is empty or no mapping of fields", "write objectName and secretPath, each on a line indented alike")
+			p.at(node.Line).fail(label, "", "is empty or no mapping of fields", "write objectName and secretPath, each on a line indented alike")
 			continue
 		}
 		e := p.newEntry(label, node, defaults)
 		object := e.object(login)
 		object.MountPath = mountPath
+		e.check(object)
+		p.lines[object.Name] = node.Line
 		p.spec.Objects = append(p.spec.Objects, object)
 	}
 	p.checkNames()
@@ -225,7 +253,9 @@ func (p *parser) load(name string, kind yaml.Kind, kindName, remedy string) (nod
 	node, err := loadYAML(p.request.Attributes[name])
 	switch {
 	case err != nil:
-		p.fail("", name, "can't be read as YAML: "+err.Error(), "indent with spaces and keep to plain lists and mappings")
+		var line int
+		_, _ = fmt.Sscanf(err.Error(), "line %d:", &line) // the library's errors have no other form
+		p.at(line).fail("", name, "can't be read as YAML: "+err.Error(), "indent with spaces and keep to plain lists and mappings")
 		return nil, false
 	case node != nil && node.Kind != kind:
 		p.fail("", name, "is not a YAML "+kindName, remedy)
@@ -245,14 +275,14 @@ func (p *parser) checkNames() {
 			if other != o.Name {
 				cause = "differs from object " + quote(other) + " in case only"
 			}
-			p.fail(o.Name, "objectName", cause, "give each object a name of its own")
+			p.at(p.lines[o.Name]).fail(o.Name, "objectName", cause, "give each object a name of its own")
 		}
 		files[folded] = o.Name
 	}
 	for _, o := range named {
 		for dir := path.Dir(strings.ToLower(o.Name)); dir != "."; dir = path.Dir(dir) {
 			if other, taken := files[dir]; taken {
-				p.fail(o.Name, "objectName", "lies below object "+quote(other), "give one of them another name: a file can't be a directory too")
+				p.at(p.lines[o.Name]).fail(o.Name, "objectName", "lies below object "+quote(other), "give one of them another name: a file can't be a directory too")
 			}
 		}
 	}

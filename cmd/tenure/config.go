@@ -100,14 +100,6 @@ func (c *config) readEnvironment(environ []string) (map[string]string, error) {
 }
 
 func (c *config) defineFlags(f *flag.FlagSet, env map[string]string) {
-	list := func(into *[]string) func(string) error {
-		return func(text string) error {
-			for item := range strings.SplitSeq(text, ",") {
-				*into = append(*into, strings.TrimSpace(item))
-			}
-			return nil
-		}
-	}
 	f.Func("provider-name", "`name` of the socket, as the SPC's provider says it; repeat it, or separate by commas, to serve several (default tenure)", list(&c.providers))
 	f.StringVar(&c.providersDir, "providers-dir", "/var/run/secrets-store-csi-providers", "`directory` where the driver looks for providers' sockets")
 	f.StringVar(&c.kubeletDir, "kubelet-root-dir", "/var/lib/kubelet", "kubelet's root `directory`, the same in this container and on the node")
@@ -129,6 +121,16 @@ func (c *config) defineFlags(f *flag.FlagSet, env map[string]string) {
 	f.StringVar(&v.serverName, "vault-tls-server-name", env["VAULT_TLS_SERVER_NAME"], "`name` expected in Vault's certificate; also VAULT_TLS_SERVER_NAME")
 	f.BoolVar(&v.allowSkipVerify, "allow-skip-tls-verify", v.allowSkipVerify, "let an SPC say vaultSkipTLSVerify: whoever is between then reads its secrets.\nVAULT_SKIP_VERIFY does the same: it is only a permission here")
 	f.StringVar(&v.tlsDir, "tls-dir", "", "`directory` that certificate paths in an SPC are relative to; without it they are refused")
+}
+
+// list makes the function of a flag that can be repeated or hold several items.
+func list(into *[]string) func(string) error {
+	return func(text string) error {
+		for item := range strings.SplitSeq(text, ",") {
+			*into = append(*into, strings.TrimSpace(item))
+		}
+		return nil
+	}
 }
 
 // The driver's own rule, in its provider client (v1.6.0), allows an empty name too.

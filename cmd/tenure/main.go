@@ -22,9 +22,10 @@ var version string
 const usage = `Usage: tenure COMMAND [FLAGS]
 
 Commands:
-  serve    give this node's pods their credentials and keep them fresh
-  status   show what the running daemon holds, and until when
-  version  print the version
+  serve     give this node's pods their credentials and keep them fresh
+  status    show what the running daemon holds, and until when
+  validate  check SecretProviderClasses in files, without a cluster
+  version   print the version
 
 "tenure COMMAND --help" lists the command's flags.
 `
@@ -54,6 +55,8 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		err = serve(ctx, args[1:], stdout, stderr)
 	case "status":
 		err = status(ctx, args[1:], stdout)
+	case "validate":
+		err = validate(args[1:], os.Stdin, stdout)
 	case "version", "--version":
 		fmt.Fprintf(stdout, "tenure %s\n", versionText())
 	case "help", "--help", "-h":

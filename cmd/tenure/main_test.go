@@ -65,6 +65,9 @@ func TestCommandLines(t *testing.T) {
 		{"unknown flag", []string{"serve", "--prot=1"}, 2, "", "tenure serve: flag provided but not defined: -prot\nTry: tenure serve --help\n"},
 		{"argument", []string{"serve", "now"}, 2, "", "tenure serve: unexpected argument \"now\"\nTry: tenure serve --help\n"},
 		{"unknown output", []string{"status", "-o", "xml"}, 2, "", "tenure status: -o \"xml\" is not known; use table or json\nTry: tenure status --help\n"},
+		{"nothing to validate", []string{"validate"}, 2, "", "tenure validate: -f is missing: name a file, a directory, or - for standard input\nTry: tenure validate --help\n"},
+		{"no such file", []string{"validate", "-f", "none.yaml"}, 2, "", "tenure validate: stat none.yaml: no such file or directory\nTry: tenure validate --help\n"},
+		{"unknown output of validate", []string{"validate", "-f=.", "-o=xml"}, 2, "", "tenure validate: -o \"xml\" is not known; use text or json\nTry: tenure validate --help\n"},
 		{
 			"no daemon",
 			[]string{"status", "--status-socket=/nonexistent/s.sock"},
@@ -82,7 +85,7 @@ func TestCommandLines(t *testing.T) {
 }
 
 func TestFlagsAreAsDocumented(t *testing.T) {
-	for _, name := range []string{"serve", "status"} {
+	for _, name := range []string{"serve", "status", "validate"} {
 		var stdout, stderr bytes.Buffer
 		require.Zero(t, command(t.Context(), []string{name, "--help"}, &stdout, &stderr))
 		require.Empty(t, stderr.String())

@@ -1,0 +1,244 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
+
+	"github.com/tenure-csi/tenure/internal/format"
+	"github.com/tenure-csi/tenure/provider"
+)
+
+// report is what validate found; its JSON is what -o json prints.
+type report struct {
+	Checked  int            `json:"checked"`  // SecretProviderClasses
+	Others   int            `json:"others"`   // objects of other kinds
+	Foreign  map[string]int `json:"foreign"`  // SecretProviderClasses left out, by their provider
+	Problems []finding      `json:"problems"` // in the order of files and lines
+
+	providers []string
+	strict    bool
+}
+
+// finding is one problem or warning.
+type finding struct {
+	File     string `json:"file"`
+	Line     int    `json:"line,omitempty"`   // in File; 0 where it is not known
+	SPC      string `json:"spc,omitempty"`    // namespace/name
+	Object   string `json:"object,omitempty"` // objectName, or "#3" without a good one
+	Field    string `json:"field,omitempty"`
+	Severity string `json:"severity"` // "error" or "warning"
+	Cause    string `json:"cause"`
+	Remedy   string `json:"remedy,omitempty"`
+}
+
+// validate checks SecretProviderClasses without a cluster. It answers an error
+// when one has problems, so that a pipeline stops there.
+func validate(args []string, stdin io.Reader, stdout io.Writer) error {
+	var paths []string
+	r := &report{Foreign: map[string]int{}, Problems: []finding{}}
+	flags := flag.NewFlagSet("validate", flag.ContinueOnError)
+	flags.Func("f", "`path` of a file, of a directory whose *.yaml, *.yml and *.json are all read, or - for standard input; repeat it for several", func(path string) error {
+		paths = append(paths, path)
+		return nil
+	})
+	flags.Func("provider-name", "`name` that SecretProviderClasses have as provider to be checked; repeat it, or separate by commas (default tenure)", list(&r.providers))
+	flags.BoolVar(&r.strict, "strict", false, "take warnings for errors")
+	output := flags.String("o", "text", "`format`: text or json")
+	schema := flags.Bool("schema", false, "print the JSON schema of SecretProviderClasses, for editors, and check nothing")
+	if ok, err := parse(flags, args, stdout); !ok {
+		return err
+	}
+	switch {
+	case *schema:
+		_, err := stdout.Write(provider.Schema())
+		return err
+	case len(paths) == 0:
+		return &usageError{errors.New("-f is missing: name a file, a directory, or - for standard input")}
+	case *output != "text" && *output != "json":
+		return &usageError{fmt.Errorf("-o %q is not known; use text or json", *output)}
+	}
+	if len(r.providers) == 0 {
+		r.providers = []string{"tenure"}
+	}
+	for _, path := range paths {
+		if err := r.read(path, stdin); err != nil {
+			return &usageError{err}
+		}
+	}
+	return r.print(stdout, *output)
+}
+
+// made is the pod that a SecretProviderClass is checked for, with the namespace
+// of that. Any is as good: the rules for parameters are the same for all.
+var made = provider.Pod{Name: "pod", UID: "uid", ServiceAccount: "default"}
+
+// namespace is what Kubernetes allows as one (RFC 1123 label).
+var namespace = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+// check finds what is wrong with one SecretProviderClass for Tenure: what the
+// daemon would answer to a pod that mounts it, before it asks Vault.
+func (r *report) check(c *class) {
+	before := len(r.Problems)
+	defer func() {
+		slices.SortStableFunc(r.Problems[before:], func(a, b finding) int { return cmp.Compare(a.Line, b.Line) })
+	}()
+	if c.Spec.Provider == "" {
+		r.add(c, finding{Field: "provider", Cause: "is missing", Remedy: "set provider: " + r.providers[0]})
+	} else if !slices.Contains(r.providers, c.Spec.Provider) {
+		r.Foreign[c.Spec.Provider]++
+		return
+	}
+	r.Checked++
+	if c.Metadata.Name == "" {
+		r.add(c, finding{Field: "metadata.name", Cause: "is missing", Remedy: "give the SecretProviderClass a name"})
+	}
+	pod := made
+	if pod.Namespace = c.namespace(); !namespace.MatchString(pod.Namespace) {
+		r.add(c, finding{Field: "metadata.namespace", Cause: "is no name that Kubernetes allows", Remedy: "use lower-case letters, digits and -"})
+		pod.Namespace = "default"
+	}
+	request, err := provider.Decode(r.mountRequest(c, pod), c.Spec.Provider, "/")
+	if problem, ok := errors.AsType[*provider.Error](err); ok {
+		r.add(c, finding{Cause: problem.Cause, Remedy: problem.Remedy})
+		return
+	}
+	warnings, problems := provider.Validate(request, format.Check)
+	for _, p := range problems {
+		line, cause := c.line(p)
+		r.add(c, finding{Line: line, Object: p.Object, Field: p.Field, Cause: cause, Remedy: p.Remedy})
+	}
+	for _, text := range warnings {
+		r.add(c, finding{Severity: "warning", Cause: text})
+	}
+}
+
+// mountRequest is the driver's call for a pod that mounts c. A parameter that is
+// no text is reported, as the API server refuses it.
+func (r *report) mountRequest(c *class, pod provider.Pod) *v1alpha1.MountRequest {
+	attributes := map[string]string{}
+	for _, name := range slices.Sorted(maps.Keys(c.Spec.Parameters)) {
+		node := c.parameter(name)
+		attributes[name] = node.Value
+		if node.Kind != yaml.ScalarNode {
+			text, _ := yaml.Marshal(node) // checked all the same, as it is probably meant
+			attributes[name] = string(text)
+			r.add(c, finding{Line: node.Line, Field: name, Cause: "is not a string", Remedy: "write | behind " + name + ": and leave the lines below as they are"})
+		} else if node.ShortTag() != "!!str" {
+			r.add(c, finding{Line: node.Line, Field: name, Cause: "is not a string", Remedy: "put the value in quotes"})
+		}
+	}
+	maps.Copy(attributes, map[string]string{
+		"csi.storage.k8s.io/pod.name":            pod.Name,
+		"csi.storage.k8s.io/pod.namespace":       pod.Namespace,
+		"csi.storage.k8s.io/pod.uid":             pod.UID,
+		"csi.storage.k8s.io/serviceAccount.name": pod.ServiceAccount,
+		"secretProviderClass":                    c.Metadata.Name,
+	})
+	text, err := json.Marshal(attributes)
+	if err != nil {
+		panic(err) // strings always marshal
+	}
+	return &v1alpha1.MountRequest{
+		Attributes: string(text),
+		TargetPath: "/pods/" + pod.UID + "/volumes/kubernetes.io~csi/volume/mount",
+		Permission: "420",
+	}
+}
+
+// add notes a finding about c; without a line it is about the whole of it.
+func (r *report) add(c *class, f finding) {
+	f.File, f.SPC = c.file, c.namespace()+"/"+c.Metadata.Name
+	if f.Line == 0 {
+		f.Line = c.start
+	}
+	r.note(f)
+}
+
+// note adds f as an error, unless it is a warning and may be one.
+func (r *report) note(f finding) {
+	if f.Severity == "" || r.strict {
+		f.Severity = "error"
+	}
+	r.Problems = append(r.Problems, f)
+}
+
+// print writes what was found, and answers the summary as an error if there was
+// an error among it.
+func (r *report) print(w io.Writer, output string) error {
+	summary, failed := r.summary()
+	if output == "json" {
+		out := json.NewEncoder(w)
+		out.SetEscapeHTML(false)
+		out.SetIndent("", "  ")
+		if err := out.Encode(r); err != nil {
+			return err
+		}
+	} else {
+		for _, f := range r.Problems {
+			fmt.Fprintln(w, printable(f.String()))
+		}
+	}
+	if failed {
+		return errors.New(summary)
+	}
+	if output == "text" {
+		fmt.Fprintln(w, summary)
+	}
+	return nil
+}
+
+// String renders file:line: namespace/name: object, field: cause; remedy, a form
+// that editors and pipelines turn into links.
+func (f finding) String() string {
+	where := f.File
+	if f.Line > 0 {
+		where += fmt.Sprintf(":%d", f.Line)
+	}
+	if f.SPC != "" {
+		where += ": " + f.SPC
+	}
+	if f.Severity == "warning" {
+		where += ": warning"
+	}
+	return where + ": " + (&provider.Error{Object: f.Object, Field: f.Field, Cause: f.Cause, Remedy: f.Remedy}).Error()
+}
+
+func (r *report) summary() (text string, failed bool) {
+	warned := 0
+	for _, f := range r.Problems {
+		if f.Severity == "warning" {
+			warned++
+		}
+	}
+	errs := len(r.Problems) - warned
+	text = fmt.Sprintf("%s checked: %s, %s", classes(r.Checked), count(errs, "error"), count(warned, "warning"))
+	var left []string
+	for _, name := range slices.Sorted(maps.Keys(r.Foreign)) {
+		left = append(left, classes(r.Foreign[name])+" of provider "+printable(name))
+	}
+	if r.Others > 0 {
+		left = append(left, count(r.Others, "object")+" of other kinds")
+	}
+	if left != nil {
+		text += "; left out: " + strings.Join(left, ", ")
+	}
+	return text, errs > 0
+}
+
+func classes(n int) string {
+	if n == 1 {
+		return "1 SecretProviderClass"
+	}
+	return fmt.Sprintf("%d SecretProviderClasses", n)
+}

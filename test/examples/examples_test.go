@@ -1,0 +1,63 @@
+// Package examples checks every YAML file in examples/, as far as that goes
+// without a cluster: its type, strictly; the admission policy's expressions, in
+// the interpreter that API servers use; and the JSON schema against what Parse
+// says.
+package examples
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	admission "k8s.io/api/admissionregistration/v1"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	driver "sigs.k8s.io/secrets-store-csi-driver/apis/v1"
+	"sigs.k8s.io/yaml"
+)
+
+const root = "../../examples"
+
+// documents are the YAML documents of a file.
+func documents(t *testing.T, file string) [][]byte {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	reader := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(text)))
+	var all [][]byte
+	for {
+		document, err := reader.Read()
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		require.NoError(t, err, file)
+		all = append(all, document)
+	}
+}
+
+// TestTypes fails for a kind that it does not know: add it, with a test of its own.
+func TestTypes(t *testing.T) {
+	err := filepath.WalkDir(root, func(file string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || filepath.Ext(file) != ".yaml" && filepath.Ext(file) != ".yml" {
+			return err
+		}
+		for _, document := range documents(t, file) {
+			var head struct{ APIVersion, Kind string }
+			require.NoError(t, yaml.Unmarshal(document, &head), file)
+			into := map[string]any{
+				"secrets-store.csi.x-k8s.io/v1 SecretProviderClass":                &driver.SecretProviderClass{},
+				"admissionregistration.k8s.io/v1 ValidatingAdmissionPolicy":        &admission.ValidatingAdmissionPolicy{},
+				"admissionregistration.k8s.io/v1 ValidatingAdmissionPolicyBinding": &admission.ValidatingAdmissionPolicyBinding{},
+			}[head.APIVersion+" "+head.Kind]
+			require.NotNil(t, into, "%s: nothing checks a %s", file, head.Kind)
+			require.NoError(t, yaml.UnmarshalStrict(document, into), file)
+		}
+		return nil
+	})
+	require.NoError(t, err)
+}
