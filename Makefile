@@ -16,7 +16,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: setup-test build vaultd ## show a database credential's life: Vault, PostgreSQL and the CSI driver's client, all on this machine
+demo: setup-postgres build vaultd ## show a database credential's life: Vault, PostgreSQL and the CSI driver's client, all on this machine
 	@CGO_ENABLED=0 test/scripts/with-heartbeat.sh demo go -C test build -o ../bin/demo ./demo
 	@cd test && ../bin/demo
 
@@ -29,16 +29,20 @@ unit: bin/totals ## run the product's tests: no other program is needed
 	@bin/totals 'go test -json -timeout=15m ./...'
 
 .PHONY: integration
-integration: setup-test build vaultd bin/totals ## run the tests against a real Vault and PostgreSQL
+integration: setup-test build vaultd bin/totals ## run the tests against a real Vault, PostgreSQL and MariaDB
 	@bin/totals 'go -C test test -json -count=1 -timeout=20m ./...'
 
 .PHONY: conformance
-conformance: setup-test build vaultd bin/totals ## run the CSI driver's own client and the HashiCorp provider's cases
-	@bin/totals 'go -C test test -json -count=1 -timeout=20m ./conformance/...'
+conformance: setup-postgres build vaultd ## run the HashiCorp provider's cases through the CSI driver's own client: a line a case
+	@cd test/conformance && go test -count=1
 
 .PHONY: race
 race: setup-race bin/totals ## run the product's tests under the race detector
-	@CGO_ENABLED=1 bin/totals 'go test -json -race -timeout=20m $(PRODUCT)'
+	@CGO_ENABLED=1 bin/totals 'go test -json -race -short -timeout=20m $(PRODUCT)'
+
+.PHONY: bench
+bench: setup-postgres build vaultd ## measure first mounts beside a bare client, republishes, memory and restart; compare within one run
+	@cd test && go test -run '^$$' -bench . -benchtime 5x -count=1 ./bench
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME (default 20s)
@@ -74,10 +78,12 @@ image: ## build the container image IMAGE (needs a container engine)
 
 .PHONY: setup
 setup: ## install the Debian packages that tests and checks need, those that are missing (apt-get, needs root)
-	@test/scripts/setup.sh postgres gcc shellcheck
+	@test/scripts/setup.sh postgres mariadb openssl jq gcc shellcheck
 
-.PHONY: setup-test setup-race setup-lint
+.PHONY: setup-test setup-postgres setup-race setup-lint
 setup-test:
+	@test/scripts/setup.sh postgres mariadb openssl jq
+setup-postgres:
 	@test/scripts/setup.sh postgres
 setup-race:
 	@test/scripts/setup.sh gcc

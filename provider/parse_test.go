@@ -106,8 +106,6 @@ func TestParseRefuses(t *testing.T) {
 		{"source aws-sts", fieldsOf("source: aws-sts")},
 		{"source rds-iam", fieldsOf("source: rds-iam")},
 		{"source unknown", fieldsOf("source: valut")},
-		{"format pgpass", fieldsOf("format: pgpass")},
-		{"format my-cnf", fieldsOf("format: my-cnf")},
 		{"format aws-credentials", fieldsOf("format: aws-credentials")},
 		{"format aws-credential-process", fieldsOf("format: aws-credential-process")},
 		{"format unknown", fieldsOf("format: jsn")},
@@ -153,7 +151,7 @@ func TestParseRefuses(t *testing.T) {
 
 		{"defaults a list", param("defaults", "[a]")},
 		{"defaults no YAML", param("defaults", "{")},
-		{"defaults wrong for all", map[string]string{"defaults": "{format: pgpass, filePermission: 644, connection: {port: x}}", "objects": named("a", "b", "c")["objects"]}},
+		{"defaults wrong for all", map[string]string{"defaults": "{format: aws-credentials, filePermission: 644, connection: {port: x}}", "objects": named("a", "b", "c")["objects"]}},
 		{"defaults unknown field", param("defaults", "{formt: json}")},
 
 		{"name missing", param("objects", "- {secretPath: a}")},

@@ -30,8 +30,8 @@ var (
 	plannedSources = []string{"aws-sts", "rds-iam"}
 	methods        = []string{"GET", "PUT", "POST"}
 	encodings      = []string{"utf-8", "base64", "hex"}
-	formats        = []string{"raw", "json", "keys", "env", "pem", "pg-service", "uri", "template"}
-	plannedFormats = []string{"pgpass", "my-cnf", "aws-credentials", "aws-credential-process"}
+	formats        = []string{"raw", "json", "keys", "env", "pem", "pg-service", "pgpass", "uri", "my-cnf", "template"}
+	plannedFormats = []string{"aws-credentials", "aws-credential-process"}
 	logins         = []string{"kubernetes", "jwt"}
 	plannedLogins  = []string{"approle", "aws"}
 )

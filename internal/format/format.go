@@ -73,7 +73,9 @@ var formats = map[string]layout{
 	"env":        {render: single(envFile)},
 	"pem":        {render: single(pemFile)},
 	"pg-service": {render: single(pgService), check: checkService},
+	"pgpass":     {render: single(pgpass), check: checkPgpass},
 	"uri":        {render: single(uri), check: checkURI},
+	"my-cnf":     {render: single(myCnf), check: checkMyCnf},
 	"template":   {render: single(templateFile), check: func(o provider.Object) error { return CheckTemplate(o.Template) }},
 }
 

@@ -55,9 +55,16 @@ const (
 )
 
 func dbObject(name, format string) provider.Object {
-	return provider.Object{Name: name, Format: format, Connection: provider.Connection{
-		Host: "db.example.com", Port: 5433, DBName: "orders",
-		Params: map[string]string{"sslmode": "verify-full", "options": "-c search_path=a,b"},
+	o := provider.Object{Name: name, Format: format, Connection: provider.Connection{Host: "db.example.com", Port: 5433, DBName: "orders"}}
+	if format != "pgpass" { // has no place for them
+		o.Connection.Params = map[string]string{"sslmode": "verify-full", "options": "-c search_path=a,b"}
+	}
+	return o
+}
+
+func myObject() provider.Object {
+	return provider.Object{Name: "my.cnf", Format: "my-cnf", Mode: 0o644, Connection: provider.Connection{
+		Host: "db.example.com", Port: 3306, DBName: "orders", Params: map[string]string{"ssl-ca": "/etc/tls/#1.pem"},
 	}}
 }
 
@@ -86,6 +93,9 @@ func TestGolden(t *testing.T) {
 		"pem":                {provider.Object{Name: "x", Format: "pem"}, pki},
 		"pg-service":         {dbObject("tenant-a/orders.conf", "pg-service"), secretOf(t, creds)},
 		"uri":                {dbObject("x", "uri"), secretOf(t, creds)},
+		"pgpass":             {provider.Object{Name: "x", Format: "pgpass", Mode: 0o600, Connection: provider.Connection{Host: "[::1],#a,/run/pg", Port: 5433}}, secretOf(t, creds)},
+		"pgpass-anywhere":    {provider.Object{Name: "x", Format: "pgpass"}, secretOf(t, creds)},
+		"my-cnf":             {myObject(), secretOf(t, creds)},
 		"template": {
 			provider.Object{Name: "x", Format: "template", Template: "[db]\nuser = {{quote .Data.username}}\npassword = {{.Data.password | quote}}\nend = {{.Lease.Expires}}\n"},
 			Secret{Data: secretOf(t, creds).Data, Expires: end},
@@ -169,6 +179,11 @@ func TestErrorsNameObjectFieldAndWayOut(t *testing.T) {
 		change(&o.Connection)
 		return o
 	}
+	my := func(change func(*provider.Object)) provider.Object {
+		o := myObject()
+		change(&o)
+		return o
+	}
 	for name, c := range map[string]struct {
 		object       provider.Object
 		data         string
@@ -206,16 +221,28 @@ func TestErrorsNameObjectFieldAndWayOut(t *testing.T) {
 		"pg, space":          {dbObject("x", "pg-service"), `{"username":"u","password":"a "}`, "format", "the connection's password begins or ends with white space, which a libpq service file can't carry", false},
 		"pg, param newline":  {provider.Object{Name: "x", Format: "pg-service", Connection: provider.Connection{Params: map[string]string{"options": "a\nhost=b"}}}, creds, "connection.params", `the value of "options" has a control character`, true},
 		"pg, param space":    {provider.Object{Name: "x", Format: "pg-service", Connection: provider.Connection{Params: map[string]string{"options": "a "}}}, creds, "format", "the connection's options begins or ends with white space, which a libpq service file can't carry", true},
-		"uri, NUL":           {dbObject("x", "uri"), `{"username":"u\u0000","password":"p"}`, "format", `the entry "username" holds a NUL byte, which PostgreSQL can't carry`, false},
+		"uri, NUL":           {dbObject("x", "uri"), `{"username":"u\u0000","password":"p"}`, "format", `the entry "username" holds a NUL byte, which no database login can carry`, false},
 		"uri, no host":       {provider.Object{Name: "x", Format: "uri"}, creds, "connection.host", "format uri needs a host", true},
 		"host with port":     {db(func(c *provider.Connection) { c.Host = "a:5432" }), creds, "connection.host", `the host has a ":" and is no IPv6 address`, true},
 		"empty host":         {db(func(c *provider.Connection) { c.Host = "a,,b" }), creds, "connection.host", "the list of hosts has an empty one", true},
 		"host with newline":  {db(func(c *provider.Connection) { c.Host = "a\nb" }), creds, "connection.host", "the host has a character that no host has", true},
 		"port":               {db(func(c *provider.Connection) { c.Port = 65536 }), creds, "connection.port", "65536 is no port", true},
 		"dbname":             {db(func(c *provider.Connection) { c.DBName = "a\x00" }), creds, "connection.dbname", "the name has a control character", true},
-		"param name":         {db(func(c *provider.Connection) { c.Params = map[string]string{"a&b": ""} }), creds, "connection.params", `"a&b" is no libpq parameter`, true},
-		"param ldap":         {db(func(c *provider.Connection) { c.Params = map[string]string{"ldapx": ""} }), creds, "connection.params", `"ldapx" is no libpq parameter`, true},
+		"param name":         {db(func(c *provider.Connection) { c.Params = map[string]string{"a&b": ""} }), creds, "connection.params", `"a&b" is no parameter of the format's reader`, true},
+		"param ldap":         {db(func(c *provider.Connection) { c.Params = map[string]string{"ldapx": ""} }), creds, "connection.params", `"ldapx" is no parameter of the format's reader`, true},
 		"param password":     {db(func(c *provider.Connection) { c.Params = map[string]string{"password": "p"} }), creds, "connection.params", `"password" can't be a param`, true},
+		"pgpass, CR":         {provider.Object{Name: "x", Format: "pgpass"}, `{"username":"u","password":"a\rb"}`, "format", "username or password holds a newline or a carriage return, which a libpq password file can't carry", false},
+		"pgpass, user":       {provider.Object{Name: "x", Format: "pgpass"}, `{"username":"u\n","password":"p"}`, "format", "username or password holds a newline", false},
+		"pgpass, mode":       {provider.Object{Name: "x", Format: "pgpass", Mode: 0o640}, creds, "filePermission", "it lets group or others use the file, and libpq ignores such a password file", true},
+		"pgpass, params":     {provider.Object{Name: "x", Format: "pgpass", Connection: provider.Connection{Params: map[string]string{"sslmode": "disable"}}}, creds, "connection.params", "a libpq password file has no place for params", true},
+		"my-cnf, NUL":        {myObject(), `{"username":"u","password":"a\u0000b"}`, "format", `the entry "password" holds a NUL byte, which no database login can carry`, false},
+		"my-cnf, long":       {myObject(), `{"username":"u","password":"` + strings.Repeat(`'\"`, 1400) + `"}`, "format", "the connection's password is longer than a line of a MySQL option file may be", false},
+		"my-cnf, mode":       {my(func(o *provider.Object) { o.Mode = 0o666 }), creds, "filePermission", "it lets others write the file", true},
+		"my-cnf, hosts":      {my(func(o *provider.Object) { o.Connection.Host = "a,b" }), creds, "connection.host", "a MySQL client takes one host", true},
+		"my-cnf, socket":     {my(func(o *provider.Object) { o.Connection.Host = "/run/my" }), creds, "connection.host", "a MySQL client takes a socket as an option of its own", true},
+		"my-cnf, param":      {my(func(o *provider.Object) { o.Connection.Params = map[string]string{"a=b": ""} }), creds, "connection.params", `"a=b" is no parameter of the format's reader`, true},
+		"my-cnf, database":   {my(func(o *provider.Object) { o.Connection.Params = map[string]string{"database": "x"} }), creds, "connection.params", `"database" can't be a param`, true},
+		"my-cnf, long param": {my(func(o *provider.Object) { o.Connection.Params["ssl-ca"] = strings.Repeat("x", 4096) }), creds, "format", "the connection's ssl-ca is longer than a line", true},
 		"template, empty":    {provider.Object{Name: "x", Format: "template"}, data, "template", "the template is empty", true},
 		"template, syntax":   {provider.Object{Name: "x", Format: "template", Template: "a\n{{.Data."}, data, "template", "line 2: ", true},
 		"template, missing":  {provider.Object{Name: "x", Format: "template", Template: "a\n{{.Data.q}}"}, data, "template", `line 2, column 8: there is no entry of this name; the data has "k", "none", "password", "username"`, false},

@@ -38,7 +38,7 @@ func pgService(o provider.Object, s Secret) ([]byte, error) {
 		section = path.Base(o.Name)
 	}
 	b := []byte("[" + section + "]\n")
-	for _, l := range serviceLines(o.Connection, user, password) {
+	for _, l := range settings(o.Connection, "dbname", user, password) {
 		if err := checkServiceLine(l[0], l[1]); err != nil {
 			return nil, err
 		}
@@ -47,9 +47,10 @@ func pgService(o provider.Object, s Secret) ([]byte, error) {
 	return b, nil
 }
 
-// serviceLines lists keyword and value of each line; what is empty is left out.
-func serviceLines(c provider.Connection, user, password string) [][2]string {
-	lines := [][2]string{{"host", strings.Join(hosts(c), ",")}, {"port", port(c)}, {"dbname", c.DBName}, {"user", user}, {"password", password}}
+// settings lists keyword and value of a connection's lines, with the reader's
+// word for the database's name; what is empty is left out.
+func settings(c provider.Connection, dbname, user, password string) [][2]string {
+	lines := [][2]string{{"host", strings.Join(hosts(c), ",")}, {"port", port(c)}, {dbname, c.DBName}, {"user", user}, {"password", password}}
 	for _, name := range slices.Sorted(maps.Keys(c.Params)) {
 		lines = append(lines, [2]string{name, c.Params[name]})
 	}
@@ -157,7 +158,7 @@ func loginPart(data map[string]any, key string) (string, error) {
 		return "", invalid("format", "the data has no "+quoteName(key)+" with a value; it has "+keyNames(data),
 			"read from a database engine's creds or static-creds path, or use format template")
 	case strings.ContainsRune(text, 0):
-		return "", invalid("format", "the entry "+quoteName(key)+" holds a NUL byte, which PostgreSQL can't carry", "change it at the backend")
+		return "", invalid("format", "the entry "+quoteName(key)+" holds a NUL byte, which no database login can carry", "change it at the backend")
 	}
 	return text, nil
 }
@@ -166,7 +167,7 @@ func checkService(o provider.Object) error {
 	if err := checkConnection(o.Connection); err != nil {
 		return err
 	}
-	for _, l := range serviceLines(o.Connection, "", "") {
+	for _, l := range settings(o.Connection, "dbname", "", "") {
 		if err := checkServiceLine(l[0], l[1]); err != nil {
 			return err
 		}
@@ -181,11 +182,22 @@ func checkURI(o provider.Object) error {
 	return checkConnection(o.Connection)
 }
 
-// paramName is what libpq's keywords look like. "ldap" at the start of a
-// service file's line would ask a directory server.
 var paramName = regexp.MustCompile(`^[a-z][a-z0-9_]*$`)
 
+// isKeyword says whether name looks like libpq's keywords. "ldap" at the start
+// of a service file's line would ask a directory server.
+func isKeyword(name string) bool {
+	return paramName.MatchString(name) && !strings.HasPrefix(name, "ldap")
+}
+
 func checkConnection(c provider.Connection) error {
+	if err := checkServer(c); err != nil {
+		return err
+	}
+	return checkParams(c, isKeyword, "use a keyword of libpq, such as sslmode", "host", "port", "dbname", "user", "password", "service", "servicefile")
+}
+
+func checkServer(c provider.Connection) error {
 	for _, h := range hosts(c) {
 		_, err := netip.ParseAddr(h)
 		switch {
@@ -203,10 +215,15 @@ func checkConnection(c provider.Connection) error {
 	if hasControl(c.DBName) {
 		return invalid("connection.dbname", "the name has a control character", "correct connection.dbname")
 	}
+	return nil
+}
+
+// checkParams takes names that the reader may know and that have no other place.
+func checkParams(c provider.Connection, known func(string) bool, remedy string, reserved ...string) error {
 	for _, name := range slices.Sorted(maps.Keys(c.Params)) {
-		switch reserved := []string{"host", "port", "dbname", "user", "password", "service", "servicefile"}; {
-		case !paramName.MatchString(name) || strings.HasPrefix(name, "ldap"):
-			return invalid("connection.params", quoteName(name)+" is no libpq parameter", "use a keyword of libpq, such as sslmode")
+		switch {
+		case !known(name):
+			return invalid("connection.params", quoteName(name)+" is no parameter of the format's reader", remedy)
 		case slices.Contains(reserved, name):
 			return invalid("connection.params", quoteName(name)+" can't be a param", "set host, port and dbname in connection; user and password come from the data")
 		case hasControl(c.Params[name]):

@@ -34,6 +34,11 @@ type wanted struct {
 	prior   *lease // what the volume holds for the same fingerprint; nil: nothing
 }
 
+// looks reports whether the read is known to make nothing.
+func (want *wanted) looks() bool {
+	return want.prior != nil && (want.prior.Kind == Polled || want.prior.Kind == Static)
+}
+
 // reading is a read that was sent.
 type reading struct {
 	want  *wanted

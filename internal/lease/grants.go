@@ -83,7 +83,7 @@ func (w *worker) usable(a *attempt, wants []*wanted, o order) *grant {
 	}
 	looks, length := o.live, newest.Length
 	for _, want := range wants {
-		looks = looks && want.prior != nil && want.prior.Kind != Leased
+		looks = looks && want.looks()
 		if want.prior != nil && want.prior.Length > 0 {
 			length = min(length, want.prior.Length)
 		}

@@ -7,6 +7,10 @@ import (
 	"github.com/tenure-csi/tenure/provider"
 )
 
+// errGuarded marks what was not tried because of a guard: it is tried when the guard
+// ends, as its text says.
+var errGuarded = errors.New("guarded")
+
 // guard keeps a read from being minted in a loop, whatever keeps asking for it.
 type guard struct {
 	mints  int       // in a row
@@ -69,6 +73,7 @@ func (w *worker) guarded(want *wanted) error {
 	}
 	return blame(want, &Failure{Problem: provider.Error{
 		Class: provider.Unavailable, Cause: cause, Remedy: "it is tried again at " + g.next.UTC().Format(time.TimeOnly) + " UTC, so that no credentials pile up",
+		Err: errGuarded,
 	}, Verdict: Retry, RetryAfter: time.Until(g.next), MayHaveMinted: true})
 }
 

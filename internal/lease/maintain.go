@@ -406,6 +406,9 @@ func (w *worker) postponeAll(due map[*lease]Reason, err error) {
 			after = max(after, mintGuardCap) // the same credential is refused again
 		}
 		w.postpone(l, now, after, why)
+		if errors.Is(why, errGuarded) {
+			l.Retry = now.Add(max(after, retryFloor))
+		}
 		if l.Kind == Polled && l.Tries > 3 {
 			l.Retry = now.Add(l.Refresh)
 		}

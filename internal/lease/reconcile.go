@@ -168,6 +168,7 @@ func repeatable(err error) bool {
 func (w *worker) issue(a *attempt, missing []*wanted, o order) error {
 	var send []*wanted
 	var blocked error
+	mints := false
 	for _, want := range missing {
 		r := a.reads[want.print]
 		if r != nil && (!r.returned() || r.err == nil || r.lease != nil) {
@@ -182,14 +183,17 @@ func (w *worker) issue(a *attempt, missing []*wanted, o order) error {
 			continue // the others need not wait for it
 		}
 		send = append(send, want)
+		mints = mints || !want.looks()
 	}
 	if len(send) > 0 {
 		grants, err := w.grantsFor(a, send, o)
 		if err != nil {
 			return err
 		}
-		if err := w.save(); err != nil { // before anything is minted under them
-			return err
+		if mints { // what they are made under must be known first
+			if err := w.save(); err != nil {
+				return err
+			}
 		}
 		for i, want := range send {
 			w.send(a, want, grants[i], w.caller(o.work), w.urgency(want.prior))
@@ -197,8 +201,8 @@ func (w *worker) issue(a *attempt, missing []*wanted, o order) error {
 	}
 	waitErr := w.await(a, missing, o)
 	err := w.take(a, missing)
-	if saveErr := w.save(); err == nil {
-		err = saveErr
+	if mints {
+		err = cmp.Or(err, w.save())
 	}
 	return cmp.Or(err, waitErr, blocked)
 }
@@ -246,7 +250,6 @@ func (w *worker) take(a *attempt, missing []*wanted) error {
 		if r.err == nil && r.lease == nil {
 			w.minted(want, r.issued)
 			r.err = w.render(r)
-			a.grants[r.grant.ID] = a.grants[r.grant.ID] || r.grant.Pending
 			if r.err != nil && r.issued.Kind == Polled {
 				delete(a.reads, want.print) // asking again costs nothing and may help
 			}

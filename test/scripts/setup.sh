@@ -9,6 +9,11 @@ missing=()
 for tool in "$@"; do
 	case $tool in
 	postgres) compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql) ;;
+	mariadb)
+		# The server alone, without the packages that start one.
+		command -v mariadbd >/dev/null || [[ -x /usr/sbin/mariadbd ]] || missing+=(mariadb-server-core)
+		command -v mariadb >/dev/null || missing+=(mariadb-client-core)
+		;;
 	gcc) command -v gcc >/dev/null || missing+=(gcc libc6-dev) ;;
 	*) command -v "$tool" >/dev/null || missing+=("$tool") ;;
 	esac

@@ -1,0 +1,257 @@
+// Package bench measures the real daemon against a real Vault and PostgreSQL.
+// Machines are noisy: what counts are the ratios within one run.
+package bench
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+	driver "sigs.k8s.io/secrets-store-csi-driver/pkg/secrets-store"
+
+	"github.com/tenure-csi/tenure/test/fixture"
+)
+
+var stack *fixture.Stack
+
+func TestMain(m *testing.M) {
+	os.Exit(fixture.Run(m.Run, func(s *fixture.Stack) { stack = s }, nil))
+}
+
+const (
+	pods     = 110 // kubelet's default limit for a node
+	inFlight = 16  // what the daemon allows itself
+)
+
+func newPod() fixture.Pod {
+	id := strings.ToLower(rand.Text())
+	return fixture.Pod{Namespace: "shop", Name: "app-" + id[:5], UID: id, ServiceAccount: "app"}
+}
+
+type site struct {
+	*fixture.Scope
+	node   *fixture.Node
+	daemon *fixture.Daemon
+}
+
+func newSite(b *testing.B) *site {
+	b.Helper()
+	s := &site{Scope: fixture.Scoped(b, stack, fixture.ScopeOptions{}), node: fixture.NodeFor(b, fixture.NodeOptions{Issuer: stack.Issuer})}
+	s.daemon = fixture.DaemonFor(b, fixture.DaemonOptions{Node: s.node, VaultAddr: stack.Vault.Addr, Args: []string{"--log-level=warn"}})
+	return s
+}
+
+func (s *site) volume(b *testing.B, objects string) *fixture.Volume {
+	b.Helper()
+	v, err := s.node.Volume(newPod(), "secrets", s.SPC(objects), nil)
+	require.NoError(b, err)
+	return v
+}
+
+func (s *site) database(name string) string {
+	return fmt.Sprintf("- {objectName: %s, secretPath: %s, format: json}\n", name, s.Creds)
+}
+
+// mountAll mounts all volumes at once and returns how long it took.
+func mountAll(b *testing.B, vs []*fixture.Volume) time.Duration {
+	b.Helper()
+	start := time.Now()
+	var all errgroup.Group
+	for _, v := range vs {
+		all.Go(func() error { _, err := v.Mount(context.WithoutCancel(b.Context())); return err })
+	}
+	require.NoError(b, all.Wait())
+	return time.Since(start)
+}
+
+// drain ends all volumes and waits until their users are gone, so that their
+// removal does not slow down what is measured next.
+func (s *site) drain(b *testing.B, vs []*fixture.Volume) {
+	b.Helper()
+	for _, v := range vs {
+		require.NoError(b, s.node.DeletePod(v.Pod))
+	}
+	s.empty(b)
+}
+
+func (s *site) empty(b *testing.B) {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(b.Context(), 3*time.Minute)
+	defer cancel()
+	require.NoError(b, fixture.Eventually(ctx, 0, s.Users))
+	require.NoError(b, fixture.Eventually(ctx, 0, s.Tokens))
+}
+
+// BenchmarkFirstMounts mounts the volumes of a full node at once, each with a
+// database credential of its own, beside a bare client that makes the same calls
+// to Vault as fast as it can be done: one transport, 16 requests in flight.
+func BenchmarkFirstMounts(b *testing.B) {
+	s := newSite(b)
+	var ours, bare []float64
+	for b.Loop() {
+		bare = append(bare, s.bareClient(b).Seconds())
+		vs := make([]*fixture.Volume, pods)
+		for i := range vs {
+			vs[i] = s.volume(b, s.database("db.json"))
+		}
+		ours = append(ours, mountAll(b, vs).Seconds())
+		s.drain(b, vs)
+	}
+	slices.Sort(ours)
+	slices.Sort(bare)
+	o, c := ours[len(ours)/2], bare[len(bare)/2]
+	b.ReportMetric(o, "s/tenure")
+	b.ReportMetric(c, "s/bare")
+	b.ReportMetric(o/c, "ratio")
+	b.ReportMetric(0, "ns/op")
+}
+
+// bareClient logs in and reads for each pod, and returns how long that took; then
+// it revokes.
+func (s *site) bareClient(b *testing.B) time.Duration {
+	b.Helper()
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: inFlight}}
+	call := func(method, path, token string, in any) (map[string]any, error) {
+		body, err := json.Marshal(in)
+		if err != nil {
+			return nil, err
+		}
+		req, err := http.NewRequestWithContext(b.Context(), method, stack.Vault.Addr+"/v1/"+path, bytes.NewReader(body))
+		if err != nil {
+			return nil, err
+		}
+		req.Header.Set("X-Vault-Token", token)
+		resp, err := client.Do(req)
+		if err != nil {
+			return nil, err
+		}
+		defer resp.Body.Close()
+		raw, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode >= 300 {
+			return nil, fmt.Errorf("%s: %s %w", path, resp.Status, err)
+		}
+		out := map[string]any{}
+		if len(raw) > 0 {
+			err = json.Unmarshal(raw, &out)
+		}
+		return out, err
+	}
+	tokens := make([]string, pods)
+	start := time.Now()
+	var all errgroup.Group
+	all.SetLimit(inFlight)
+	for i := range pods {
+		all.Go(func() error {
+			jwt, _, err := stack.Issuer.Token(newPod(), "vault", time.Hour)
+			if err != nil {
+				return err
+			}
+			out, err := call("POST", "auth/"+s.Name+"/login", "", map[string]any{"role": s.Name, "jwt": jwt})
+			if err != nil {
+				return err
+			}
+			tokens[i] = out["auth"].(map[string]any)["client_token"].(string)
+			_, err = call("GET", s.Creds, tokens[i], nil)
+			return err
+		})
+	}
+	require.NoError(b, all.Wait())
+	took := time.Since(start)
+	for _, token := range tokens {
+		_, err := call("PUT", "auth/token/revoke-self", token, nil)
+		require.NoError(b, err)
+	}
+	s.empty(b)
+	client.CloseIdleConnections()
+	return took
+}
+
+// BenchmarkRepublish sends Mounts of live, unchanged volumes through the driver's
+// client.
+func BenchmarkRepublish(b *testing.B) {
+	s := newSite(b)
+	v := s.volume(b, s.database("db.json"))
+	mountAll(b, []*fixture.Volume{v})
+	clients := driver.NewPluginClientBuilder([]string{s.node.Providers})
+	defer clients.Cleanup()
+	client, err := clients.Get(b.Context(), v.Provider)
+	require.NoError(b, err)
+	token, expires, err := stack.Issuer.Token(v.Pod, "vault", time.Hour)
+	require.NoError(b, err)
+	tokens, err := json.Marshal(map[string]any{"vault": map[string]any{"token": token, "expirationTimestamp": expires}})
+	require.NoError(b, err)
+	all := maps.Clone(v.Attributes)
+	all["csi.storage.k8s.io/serviceAccount.tokens"] = string(tokens)
+	attributes, err := json.Marshal(all)
+	require.NoError(b, err)
+
+	var took []time.Duration
+	for b.Loop() {
+		start := time.Now()
+		_, _, err := driver.MountContent(b.Context(), client, string(attributes), "null", v.Target, "420", nil)
+		took = append(took, time.Since(start))
+		require.NoError(b, err)
+	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "µs/p50")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "µs/p99")
+}
+
+// BenchmarkNode measures a node with 500 volumes of four reads: what the daemon
+// holds in memory, and how long a restart takes until it serves again.
+func BenchmarkNode(b *testing.B) {
+	s := newSite(b)
+	idle := rss(b, s.daemon.Pid())
+	objects := s.database("db.json")
+	for i := range 3 {
+		require.NoError(b, stack.Vault.WriteKV1(b.Context(), s.KV, fmt.Sprint("k", i), map[string]any{"value": "v"}))
+		objects += fmt.Sprintf("- {objectName: k%d, secretPath: %s/k%[1]d, secretKey: value}\n", i, s.KV)
+	}
+	vs := make([]*fixture.Volume, 500)
+	for i := range vs {
+		vs[i] = s.volume(b, objects)
+	}
+	for batch := range slices.Chunk(vs, 100) {
+		mountAll(b, batch)
+	}
+	full := rss(b, s.daemon.Pid())
+	var took []float64
+	for b.Loop() {
+		require.NoError(b, s.daemon.Kill())
+		start := time.Now()
+		require.NoError(b, s.daemon.Restart(b.Context()))
+		took = append(took, time.Since(start).Seconds())
+	}
+	slices.Sort(took)
+	b.ReportMetric(idle, "MiB/idle")
+	b.ReportMetric(full, "MiB/500")
+	b.ReportMetric(took[len(took)/2], "s/restart")
+	b.ReportMetric(rss(b, s.daemon.Pid()), "MiB/restarted")
+	b.ReportMetric(0, "ns/op")
+}
+
+var vmRSS = regexp.MustCompile(`VmRSS:\s+(\d+) kB`)
+
+// rss returns a process's resident memory in MiB.
+func rss(b *testing.B, pid int) float64 {
+	b.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	require.NoError(b, err)
+	kib, err := strconv.ParseFloat(string(vmRSS.FindSubmatch(status)[1]), 64)
+	require.NoError(b, err)
+	return kib / 1024
+}

@@ -1,0 +1,201 @@
+package faults
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tenure-csi/tenure/test/fixture"
+)
+
+// records are the journal's files, of volumes.
+func records(s *scene) ([]string, error) {
+	return filepath.Glob(filepath.Join(s.node.State, "*.json"))
+}
+
+// TestRestart kills the daemon under 100 volumes and starts it again. No Mount
+// comes afterwards: the driver's rotation is off.
+func TestRestart(t *testing.T) {
+	const ttl, maxTTL = 40 * time.Second, 104 * time.Second
+	s := newScene(t, fixture.ScopeOptions{TTL: ttl, MaxTTL: maxTTL})
+	s.start()
+	var vs []*fixture.Volume
+	var mounts errgroup.Group
+	for range 100 {
+		v := s.volume(s.objects(""))
+		vs = append(vs, v)
+		mounts.Go(func() error { return s.try(v) })
+	}
+	require.NoError(t, mounts.Wait())
+	require.Equal(t, held{100, 100, 100}, s.count(t))
+	logins, reads := s.logins(), s.reads()
+	var before []string
+	for _, v := range vs {
+		before = append(before, files(t, v))
+	}
+
+	require.NoError(t, s.d.Kill())
+	gone := vs[0]
+	require.NoError(t, s.node.DeletePod(gone.Pod))
+	vs, before = vs[1:], before[1:]
+	restarted := time.Now()
+	require.NoError(t, s.d.Restart(t.Context()))
+	s.settles(20*time.Second, held{99, 99, 99}) // the one that ended meanwhile is ended now
+
+	since := map[string]time.Time{}
+	for id := range s.renewed(t) {
+		since[id] = restarted
+	}
+	for range 2 { // renewals of every lease
+		s.renewedSince(t, since, ttl)
+		since = s.renewed(t)
+	}
+	for i, v := range vs {
+		require.Equal(t, before[i], files(t, v), "a restart and renewals touch no file")
+	}
+	require.Equal(t, logins, s.logins())
+	require.Equal(t, reads, s.reads())
+
+	// Then each is replaced, under the token that lives on.
+	users := make([]string, len(vs))
+	for i, v := range vs {
+		var err error
+		users[i], _, err = pair(v)
+		require.NoError(t, err)
+	}
+	s.eventually(maxTTL, func(c *assert.CollectT) {
+		for i, v := range vs {
+			user, _, err := pair(v)
+			require.NoError(c, err)
+			require.NotEqual(c, users[i], user, v.Pod.UID)
+		}
+	})
+	for _, v := range vs {
+		s.works(t, v)
+	}
+	require.Equal(t, logins, s.logins())
+	require.Equal(t, reads+99, s.reads())
+	s.settles(20*time.Second, held{99, 99, 99})
+	s.ends(vs...)
+}
+
+// renewedSince waits until every lease was renewed after the time given for it.
+func (s *scene) renewedSince(t *testing.T, since map[string]time.Time, limit time.Duration) {
+	t.Helper()
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		now := s.renewed(c)
+		for id, at := range since {
+			require.Contains(c, now, id, "the lease is gone")
+			require.True(c, now[id].After(at), "%s: renewed at %v, want after %v", id, now[id], at)
+		}
+	}, limit, time.Second)
+}
+
+// TestTermination shows that SIGTERM takes nothing back.
+func TestTermination(t *testing.T) {
+	s := newScene(t, fixture.ScopeOptions{TTL: 20 * time.Second})
+	s.start()
+	v, w := s.mounted(), s.mounted()
+	before := files(t, v)
+	logins, reads := s.logins(), s.reads()
+	require.NoError(t, s.d.Stop())
+	require.Zero(t, s.d.ExitCode())
+	require.Equal(t, held{2, 2, 2}, s.count(t))
+	require.Equal(t, before, files(t, v))
+	require.NoFileExists(t, s.socket())
+	require.NoFileExists(t, filepath.Join(s.node.Providers, "tenure.sock"))
+	s.works(t, v)
+
+	require.NoError(t, s.d.Restart(t.Context()))
+	since := map[string]time.Time{}
+	for id := range s.renewed(t) {
+		since[id] = time.Now()
+	}
+	s.renewedSince(t, since, 20*time.Second)
+	require.Equal(t, before, files(t, v))
+	require.Equal(t, logins, s.logins())
+	require.Equal(t, reads, s.reads())
+	s.ends(v, w)
+}
+
+// TestTerminationWaitsForReads stops the daemon while Vault is making a user.
+func TestTerminationWaitsForReads(t *testing.T) {
+	t.Parallel()
+	for name, patient := range map[string]bool{"the driver waits": true, "the driver has gone": false} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t, fixture.ScopeOptions{})
+			s.start()
+			v := s.volume(s.objects(""))
+			s.pg.Set(fixture.Fault{Delay: 250 * time.Millisecond}) // for each of PostgreSQL's answers
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			done := make(chan error, 1)
+			go func() {
+				_, err := v.Mount(ctx)
+				done <- err
+			}()
+			s.eventually(20*time.Second, func(c *assert.CollectT) {
+				require.Equal(c, 1.0, s.metric(c, `tenure_vault_requests_total{code="200",op="login"}`))
+				require.Equal(c, 1.0, s.metric(c, "tenure_vault_requests_in_flight"))
+			})
+			if !patient {
+				cancel()
+				require.Error(t, <-done)
+			}
+			require.NoError(t, s.d.Stop())
+			require.Zero(t, s.d.ExitCode())
+			require.Equal(t, 1, s.reads(), "it was waited for")
+			s.pg.Set(fixture.Fault{})
+			if patient {
+				require.NoError(t, <-done)
+				s.works(t, v)
+				require.Equal(t, held{1, 1, 1}, s.count(t))
+			}
+			require.NoError(t, s.d.Restart(t.Context()))
+			if patient {
+				require.Equal(t, 1, s.reads())
+				s.works(t, v)
+				s.ends(v)
+			} else {
+				s.settles(20*time.Second, held{}) // nobody came back for it
+			}
+		})
+	}
+}
+
+// TestCorruptRecord damages one volume's record between two starts.
+func TestCorruptRecord(t *testing.T) {
+	s := newScene(t, fixture.ScopeOptions{})
+	s.start()
+	hurt := s.mounted()
+	recs, err := records(s)
+	require.NoError(t, err)
+	require.Len(t, recs, 1)
+	well := s.mounted()
+	require.NoError(t, s.d.Kill())
+	require.NoError(t, os.WriteFile(recs[0], []byte(`{"schema":1,"id":`), 0o600))
+	before := files(t, well)
+
+	require.NoError(t, s.d.Restart(t.Context()))
+	require.FileExists(t, recs[0]+".bad")
+	require.Equal(t, before, files(t, well))
+	require.Equal(t, "live", s.status(t, well).State)
+	s.works(t, hurt) // its files stay
+	logins := s.logins()
+	s.mount(well)
+	require.Equal(t, logins, s.logins())
+	s.mount(hurt) // begins anew
+	s.works(t, hurt)
+	third := s.mounted()
+	for _, v := range []*fixture.Volume{hurt, well, third} {
+		require.NoError(t, s.node.DeletePod(v.Pod))
+	}
+	s.settles(20*time.Second, held{1, 1, 1})
+	report.loss("token with its lease whose record was damaged", 1, 1)
+}
