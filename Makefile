@@ -22,7 +22,7 @@ demo: setup-postgres build vaultd ## show a database credential's life: Vault, P
 
 .PHONY: test
 test: setup-test build vaultd bin/totals ## run every test but the race detector's, installing what they need; ends with the totals
-	@bin/totals 'go test -json -timeout=15m ./...' 'go -C test test -json -count=1 -timeout=20m ./...'
+	@bin/totals 'go test -json -timeout=15m ./...' 'go -C test test -json -p=1 -count=1 -timeout=20m ./...'
 
 .PHONY: unit
 unit: bin/totals ## run the product's tests: no other program is needed
@@ -30,7 +30,7 @@ unit: bin/totals ## run the product's tests: no other program is needed
 
 .PHONY: integration
 integration: setup-test build vaultd bin/totals ## run the tests against a real Vault, PostgreSQL and MariaDB
-	@bin/totals 'go -C test test -json -count=1 -timeout=20m ./...'
+	@bin/totals 'go -C test test -json -p=1 -count=1 -timeout=20m ./...'
 
 .PHONY: conformance
 conformance: setup-postgres build vaultd ## run the HashiCorp provider's cases through the CSI driver's own client: a line a case

@@ -152,7 +152,7 @@ func (k *killed) deleted() {
 	require.NoError(k.t, k.node.DeletePod(k.v.Pod))
 	k.dead()
 	k.start()
-	k.settles(20*time.Second, held{})
+	k.settles(2*time.Minute, held{})
 	k.journalEmpty()
 }
 
@@ -209,17 +209,17 @@ func (k *killed) survived() {
 	}
 	want := held{1, 1, 1}
 	if k.leaseLost() {
-		k.eventually(5*time.Second, func(c *assert.CollectT) { require.GreaterOrEqual(c, k.count(c).leases, 2) })
+		k.eventually(10*time.Second, func(c *assert.CollectT) { require.GreaterOrEqual(c, k.count(c).leases, 2) })
 		report.loss("lease answered under a living token and not yet journaled, gone after its TTL", 1, 1)
 	}
 	k.settles(45*time.Second, k.withLost(want))
 	k.works(k.t, k.v)
 	require.NoError(k.t, k.node.DeletePod(k.v.Pod))
-	k.settles(20*time.Second, k.withLost(held{}))
+	k.settles(2*time.Minute, k.withLost(held{}))
 	k.journalEmpty()
 	if k.tokenLost() {
 		report.loss("token answered and not yet journaled, without leases, gone after its TTL", 1, 1)
-		k.settles(40*time.Second, held{})
+		k.settles(2*time.Minute, held{})
 	}
 }
 
@@ -232,7 +232,7 @@ func (k *killed) withLost(h held) held {
 }
 
 func (k *killed) journalEmpty() {
-	k.eventually(5*time.Second, func(c *assert.CollectT) {
+	k.eventually(15*time.Second, func(c *assert.CollectT) {
 		left, err := records(k.scene)
 		require.NoError(c, err)
 		require.Empty(c, left)

@@ -18,17 +18,27 @@ var troubles = []struct {
 	own        bool   // it needs a Vault of its own
 	begin, end func(s *scene) error
 }{
-	{"Vault refuses connections", "the connection is refused", false,
-		func(s *scene) error { s.vault.Down(); return nil }, func(s *scene) error { return s.vault.Up() }},
-	{"Vault's answers are cut", "the connection broke", false,
-		func(s *scene) error { s.vault.Set(fixture.Fault{Cut: true}); return nil }, func(s *scene) error { s.vault.Set(fixture.Fault{}); return nil }},
-	{"Vault is killed", "the connection", true,
-		func(s *scene) error { return s.stack.Vault.Kill() }, func(s *scene) error { return s.stack.Vault.Restart(s.t.Context()) }},
-	{"Vault is sealed", "sealed", true,
+	{
+		"Vault refuses connections", "the connection is refused", false,
+		func(s *scene) error { s.vault.Down(); return nil }, func(s *scene) error { return s.vault.Up() },
+	},
+	{
+		"Vault's answers are cut", "the connection broke", false,
+		func(s *scene) error { s.vault.Set(fixture.Fault{Cut: true}); return nil }, func(s *scene) error { s.vault.Set(fixture.Fault{}); return nil },
+	},
+	{
+		"Vault is killed", "the connection", true,
+		func(s *scene) error { return s.stack.Vault.Kill() }, func(s *scene) error { return s.stack.Vault.Restart(s.t.Context()) },
+	},
+	{
+		"Vault is sealed", "sealed", true,
 		func(s *scene) error { return s.stack.Vault.Client().Sys().SealWithContext(s.t.Context()) },
-		func(s *scene) error { return s.stack.Vault.Restart(s.t.Context()) }},
-	{"PostgreSQL refuses connections", "Vault answers 400", false,
-		func(s *scene) error { s.pg.Down(); return nil }, func(s *scene) error { return s.pg.Up() }},
+		func(s *scene) error { return s.stack.Vault.Restart(s.t.Context()) },
+	},
+	{
+		"PostgreSQL refuses connections", "Vault answers 400", false,
+		func(s *scene) error { s.pg.Down(); return nil }, func(s *scene) error { return s.pg.Up() },
+	},
 }
 
 // TestTroubleAtRenewal lets a trouble last from before a lease is due until its
@@ -49,7 +59,7 @@ func TestTroubleAtRenewal(t *testing.T) {
 			logins, reads := s.logins(), s.reads()
 			require.NoError(t, tt.begin(s))
 			s.eventually(34*time.Second, func(c *assert.CollectT) { require.Contains(c, s.problem(c, v), tt.text) })
-			require.Greater(t, time.Since(mounted), 24*time.Second, "it was not due before")
+			require.Greater(t, time.Since(mounted), 20*time.Second, "it was not due before")
 			require.NoError(t, tt.end(s))
 			s.eventually(15*time.Second, func(c *assert.CollectT) { require.Empty(c, s.problem(c, v)) })
 			require.Equal(t, before, files(t, v))
@@ -83,7 +93,7 @@ func TestFailedRenewalMintsNothingBeforeTheHardDeadline(t *testing.T) {
 			s.eventually(17*time.Second, func(c *assert.CollectT) { require.Contains(c, s.problem(c, v), tt.text) })
 			s.eventually(17*time.Second, func(c *assert.CollectT) { require.Len(c, s.readTimes(c), 2) })
 			at := s.readTimes(t)
-			require.GreaterOrEqual(t, at[1].Sub(at[0]), 16900*time.Millisecond)
+			require.GreaterOrEqual(t, at[1].Sub(at[0]), 16*time.Second)
 			require.NoError(t, s.pg.Up())
 			s.eventually(30*time.Second, func(c *assert.CollectT) { s.works(c, v) })
 			s.ends(v)
@@ -100,7 +110,7 @@ func TestVaultDownBeyondExpiry(t *testing.T) {
 	s.vault.Down()
 	s.eventually(40*time.Second, func(c *assert.CollectT) {
 		require.Equal(c, lease.Expired, s.statusCommand(c)[0].State)
-		require.Equal(c, 1.0, s.metric(c, "tenure_leases_expired"))
+		require.Equal(c, 1, s.metric(c, "tenure_leases_expired"))
 	})
 	require.Equal(t, before, files(t, v), "stale files are better than none")
 	require.NoError(t, s.try(v), "a republish of a live volume never fails")
@@ -135,15 +145,15 @@ func TestReplyLost(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- s.try(v) }()
 	s.eventually(20*time.Second, func(c *assert.CollectT) {
-		require.Equal(c, 1.0, s.metric(c, `tenure_vault_requests_total{code="200",op="login"}`))
-		require.Equal(c, 1.0, s.metric(c, "tenure_vault_requests_in_flight"))
+		require.Equal(c, 1, s.metric(c, `tenure_vault_requests_total{code="200",op="login"}`))
+		require.Equal(c, 1, s.metric(c, "tenure_vault_requests_in_flight"))
 	})
 	s.vault.Set(fixture.Fault{Cut: true})
 	require.ErrorContains(t, <-done, "connection broke")
 	s.vault.Set(fixture.Fault{})
 	s.pg.Set(fixture.Fault{})
 	require.Equal(t, held{1, 1, 1}, s.count(t), "the user was made, and nobody heard of it")
-	require.Equal(t, 1.0, s.metric(t, "tenure_orphaned_possible_total"))
+	require.Equal(t, 1, s.metric(t, "tenure_orphaned_possible_total"))
 	for range 3 {
 		require.ErrorContains(t, s.try(v), "may have made a credential")
 	}

@@ -74,8 +74,8 @@ func TestRateLimit(t *testing.T) {
 	}
 	require.NoError(t, mounts.Wait())
 	refused := s.metric(t, `tenure_vault_requests_total{code="429",op="login"}`)
-	require.GreaterOrEqual(t, refused, 4.0)
-	require.LessOrEqual(t, refused, 6.0*6, "0.5, 1, 2, 4, 8, 8 s apart")
+	require.GreaterOrEqual(t, refused, 4)
+	require.LessOrEqual(t, refused, 6*6, "0.5, 1, 2, 4, 8, 8 s apart")
 	require.Equal(t, held{6, 6, 6}, s.count(t))
 	s.ends(vs...)
 }
@@ -112,7 +112,7 @@ func TestWithoutRepublish(t *testing.T) {
 	now, _, err := pair(v)
 	require.NoError(t, err)
 	require.Equal(t, user, now, "the files stay")
-	s.settles(20*time.Second, held{})
+	s.settles(2*time.Minute, held{})
 
 	v.TokenTTL = time.Hour // the driver's rotation is switched on
 	s.mount(v)

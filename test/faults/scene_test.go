@@ -179,7 +179,7 @@ func (s *scene) ends(vs ...*fixture.Volume) {
 	for _, v := range vs {
 		require.NoError(s.t, s.node.DeletePod(v.Pod))
 	}
-	s.settles(30*time.Second, held{})
+	s.settles(2*time.Minute, held{})
 }
 
 func (s *scene) reads() int {
@@ -264,13 +264,13 @@ func (s *scene) metrics(t require.TestingT) string {
 }
 
 // metric adds up the samples whose lines begin with prefix.
-func (s *scene) metric(t require.TestingT, prefix string) (sum float64) {
+func (s *scene) metric(t require.TestingT, prefix string) (sum int) {
 	for line := range strings.Lines(s.metrics(t)) {
 		if strings.HasPrefix(line, prefix) {
 			f := strings.Fields(line)
 			n, err := strconv.ParseFloat(f[len(f)-1], 64)
 			require.NoError(t, err)
-			sum += n
+			sum += int(n)
 		}
 	}
 	return sum
