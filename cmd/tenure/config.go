@@ -120,7 +120,7 @@ func (c *config) defineFlags(f *flag.FlagSet, env map[string]string) {
 	v := &c.vault
 	f.StringVar(&v.addr, "vault-addr", env["VAULT_ADDR"], "`URL` of Vault where the SPC has no vaultAddress; also VAULT_ADDR")
 	f.Func("allowed-vault-addrs", "`URL`s that an SPC may name beside --vault-addr; repeat it, or separate by commas\n(with neither: any but loopback and link-local)", list(&v.allowedAddrs))
-	f.StringVar(&v.mount, "vault-mount", "", "auth mount `path` where the SPC has no vaultAuthMountPath (default the name of its vaultAuthMethod)")
+	f.StringVar(&v.mount, "vault-mount", "", "auth mount `path` of kubernetes and jwt logins where the SPC has no vaultAuthMountPath\n(default the name of its vaultAuthMethod)")
 	f.StringVar(&v.namespace, "vault-namespace", env["VAULT_NAMESPACE"], "Vault `namespace` where the SPC has no vaultNamespace; also VAULT_NAMESPACE")
 	f.StringVar(&v.caCert, "vault-tls-ca-cert", env["VAULT_CACERT"], "PEM `file` of the CAs that Vault's certificate is checked against; also VAULT_CACERT")
 	f.StringVar(&v.caDir, "vault-tls-ca-directory", env["VAULT_CAPATH"], "`directory` of such files; also VAULT_CAPATH")

@@ -46,9 +46,9 @@ type call struct {
 	method   string
 	path     string // without leading "/" and "v1/"
 	query    url.Values
-	body     map[string]any  // nil: none
-	mints    bool            // a read that may mint: once it has room to be sent, ctx does not stop it
-	jwt      provider.Secret // at login; kept out of error texts
+	body     map[string]any    // nil: none
+	mints    bool              // a read that may mint: once it has room to be sent, ctx does not stop it
+	proof    []provider.Secret // of a login; kept out of error texts
 }
 
 // answer is what came of a request.

@@ -42,7 +42,11 @@ type target struct {
 // be used. The daemon's client certificate and server name are for the
 // operator's own address only; its CAs are no secret and serve any address.
 func (s *Source) resolve(l provider.Login) (target, *provider.Error) {
-	t := target{namespace: or(l.Namespace, s.cfg.Namespace), mount: or(l.Mount, s.cfg.Mount, l.Method), role: l.Role}
+	mount := s.cfg.Mount
+	if l.Method == approle {
+		mount = "" // the flag names a mount that takes pods' tokens
+	}
+	t := target{namespace: or(l.Namespace, s.cfg.Namespace), mount: or(l.Mount, mount, l.Method), role: l.Role}
 	if clean := path.Clean(t.mount); clean != t.mount || path.IsAbs(clean) || clean == "." || strings.HasPrefix(clean, "..") {
 		return t, &provider.Error{
 			Class: provider.Invalid, Field: "vaultAuthMountPath",

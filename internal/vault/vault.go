@@ -37,7 +37,7 @@ const (
 type Config struct {
 	Addr         string   // address for an SPC without vaultAddress; empty: every SPC must name one
 	AllowedAddrs []string // addresses an SPC may name beside Addr; empty: only Addr, and without Addr any
-	Mount        string   // auth mount for an SPC that names none; empty: the auth method's name
+	Mount        string   // auth mount for a kubernetes or jwt login that names none; empty: the auth method's name
 	Namespace    string   // Vault namespace for an SPC that names none; empty: the root namespace
 
 	CACert     string // PEM file; with CAPath empty too: the system's CAs
