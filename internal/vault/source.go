@@ -18,7 +18,7 @@ func (s *Source) Read(ctx context.Context, by lease.Caller, se lease.Session, r 
 	if f != nil {
 		return lease.Issued{}, f
 	}
-	key := knownKey(c.to.addr, c.to.namespace, r.Path)
+	key := knownKey(s.cluster(c), c.to.namespace, r.Path)
 	c.mints = r.Method != http.MethodGet || !s.known.has(key)
 	c.query = r.Query
 	if r.Method != http.MethodGet {
