@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"reflect"
 	"sync"
 	"time"
 
@@ -121,6 +122,13 @@ func (w *worker) login(g *grant, want *wanted, o order) error {
 	}
 	g.begin(sent, s.TTL)
 	return nil
+}
+
+// sameSecret reports whether an identity with a Secret is the one that the last
+// Mount brought. Refused once, it is not tried at every republish: after some
+// refusals Vault locks the role for all who have it. mu is held.
+func (w *worker) sameSecret(id provider.Identity) bool {
+	return len(id.Secrets) > 0 && reflect.DeepEqual(w.identity, id)
 }
 
 // enter adds a new grant to the record.
