@@ -203,3 +203,19 @@ func TestAppRoleRefused(t *testing.T) {
 		})
 	}
 }
+
+// TestAppRoleLocked has Vault lock a role for all who log in with it.
+func TestAppRoleLocked(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, fixture.ScopeOptions{})
+	good := s.appRole(t, "approle-"+s.Name, "", 0, fixture.AuthRole{})
+	wrong := good
+	wrong.secret = map[string]string{"role_id": good.secret["role_id"], "secret_id": "wrong"}
+	for range 5 { // the default lockout_threshold
+		_, err := s.appRoleVolume(t, wrong, s.db("db")).Mount(t.Context())
+		require.ErrorContains(t, err, "invalid role or secret ID")
+	}
+	_, err := s.appRoleVolume(t, good, s.db("db")).Mount(t.Context())
+	require.Equal(t, codes.PermissionDenied, status.Code(err), "got %v", err)
+	require.ErrorContains(t, err, "Vault also answers so for a role_id that it locked after refused logins")
+}
