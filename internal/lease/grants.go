@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"errors"
 	"reflect"
 	"sync"
 	"time"
@@ -47,6 +48,11 @@ func (w *worker) grantsFor(a *attempt, send []*wanted, o order) ([]*grant, error
 				return err
 			}
 			w.log.Info("no fresh identity: issuing under the volume's living token", "reason", err)
+			w.locked(func() {
+				if errors.Is(err, w.needsID) {
+					w.needsID = nil // it can be replaced all the same
+				}
+			})
 			mu.Lock()
 			defer mu.Unlock()
 			chosen[k] = old

@@ -134,6 +134,9 @@ func TestAppRoleExhausted(t *testing.T) {
 	for range 3 {
 		changes(t, v, seen)
 	}
+	said, err := s.status(t.Context(), v)
+	require.NoError(t, err)
+	require.Equal(t, lease.Live, said.State)
 	require.Contains(t, s.daemon.Logs(), "issuing under the volume's living token")
 	require.Contains(t, s.daemon.Logs(), "invalid role or secret ID")
 	s.requireSecretUnseen(t, role)
