@@ -35,7 +35,7 @@ func (c Class) String() string {
 type Error struct {
 	Class  Class
 	Object string // objectName of the SPC's entry; empty when the whole volume is meant
-	Field  string // parameter or object field; empty when none is to blame
+	Field  string // parameter or object field, or nodePublishSecretRef of the pod's volume; empty when none is to blame
 	Tenant string // empty without tenants
 	Cause  string // what went wrong, without trailing full stop
 	Remedy string // what to do, an imperative phrase; empty when only waiting helps

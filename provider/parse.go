@@ -118,19 +118,14 @@ func (p *parser) parameter(name string) string {
 }
 
 func (p *parser) login() Login {
-	role := p.parameter("roleName")
-	if p.request.Attributes["roleName"] == "" {
-		p.fail("", "roleName", "is missing", "set the Vault role to log in with")
-	}
 	l := Login{
 		Method:        p.loginMethod(),
 		Address:       p.parameter("vaultAddress"),
 		Namespace:     p.parameter("vaultNamespace"),
 		Mount:         p.authMount(),
-		Role:          p.replace(role, func(cause, remedy string) { p.fail("", "roleName", cause, remedy) }),
-		Audience:      p.parameter("audience"),
 		TLSServerName: p.parameter("vaultTLSServerName"),
 	}
+	p.proof(&l)
 	if l.Address != "" {
 		address, fault := vaultAddress(l.Address)
 		if fault != "" {
@@ -142,13 +137,31 @@ func (p *parser) login() Login {
 	return l
 }
 
+// proof reads who logs in: a role that is named here, or one that a Secret tells.
+func (p *parser) proof(l *Login) {
+	if l.Method == approle {
+		for _, name := range []string{"roleName", "audience"} {
+			if _, set := p.request.Attributes[name]; set {
+				p.warn("parameter %s is ignored: an AppRole login takes role_id and secret_id of nodePublishSecretRef", name)
+			}
+		}
+		return
+	}
+	role := p.parameter("roleName")
+	if p.request.Attributes["roleName"] == "" {
+		p.fail("", "roleName", "is missing", "set the Vault role to log in with")
+	}
+	l.Role = p.replace(role, func(cause, remedy string) { p.fail("", "roleName", cause, remedy) })
+	l.Audience = p.parameter("audience")
+}
+
 func (p *parser) loginMethod() string {
 	method := p.parameter("vaultAuthMethod")
 	switch {
 	case method == "":
 		return logins[0]
 	case slices.Contains(plannedLogins, method):
-		p.fail("", "vaultAuthMethod", method+" "+unsupported, "use "+strings.Join(logins, " or "))
+		p.fail("", "vaultAuthMethod", method+" "+unsupported, "use one of "+strings.Join(logins, ", "))
 	case !slices.Contains(logins, method):
 		p.fail("", "vaultAuthMethod", quote(method)+" is unknown", didYouMean(method, logins))
 	}

@@ -51,7 +51,6 @@ func TestParseRefuses(t *testing.T) {
 		{"onTenantFailure", param("onTenantFailure", "skip")},
 		{"awsIdentity", param("awsIdentity", "pod")},
 		{"vaultAwsRoleArn", param("vaultAwsRoleArn", "arn:aws:iam::1:role/x")},
-		{"auth approle", param("vaultAuthMethod", "approle")},
 		{"auth aws", param("vaultAuthMethod", "aws")},
 		{"auth unknown", param("vaultAuthMethod", "kuberntes")},
 		{"both mounts", map[string]string{"vaultKubernetesMountPath": "a", "vaultAuthMountPath": "a"}},
@@ -214,6 +213,30 @@ func TestParseDefaults(t *testing.T) {
 		Read: Read{Source: "vault", Login: Login{Method: "kubernetes", Role: "web"}, Method: "GET", Path: "secret/data/a"},
 		Key:  "k", Mode: 0o644, UID: -1, GID: -1, Refresh: 2 * time.Minute,
 	}}}, spec)
+}
+
+func TestParseAppRole(t *testing.T) {
+	for _, row := range []struct {
+		name     string
+		more     map[string]string
+		mount    string
+		warnings []string
+	}{
+		{"no roleName", map[string]string{"roleName": "-"}, "", nil},
+		{"own mount", map[string]string{"roleName": "-", "vaultAuthMountPath": "auth-x"}, "auth-x", nil},
+		{"what means nothing", map[string]string{"audience": "x"}, "", []string{
+			"parameter roleName is ignored: an AppRole login takes role_id and secret_id of nodePublishSecretRef",
+			"parameter audience is ignored: an AppRole login takes role_id and secret_id of nodePublishSecretRef",
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			row.more["vaultAuthMethod"] = "approle"
+			spec, err := Parse(request("tenure", row.more))
+			require.NoError(t, err)
+			require.Equal(t, Login{Method: "approle", Mount: row.mount}, spec.Objects[0].Read.Login)
+			require.Equal(t, row.warnings, spec.Warnings)
+		})
+	}
 }
 
 func TestParseEverything(t *testing.T) {

@@ -57,12 +57,12 @@ type Read struct {
 // Login is how the pod's identity becomes a Vault token, as the SPC says it.
 // Zero fields mean the daemon's flags.
 type Login struct {
-	Method    string `json:",omitzero"` // "kubernetes" or "jwt": the same request, another default mount
+	Method    string `json:",omitzero"` // "kubernetes" or "jwt": the same request, another default mount; "approle"
 	Address   string `json:",omitzero"`
 	Namespace string `json:",omitzero"`
-	Mount     string `json:",omitzero"` // auth mount path without "auth/"; empty: the flag, else the method's name
-	Role      string `json:",omitzero"`
-	Audience  string `json:",omitzero"` // which of the pod's tokens to send; empty: "vault"
+	Mount     string `json:",omitzero"` // auth mount path without "auth/"; empty: the flag (not for "approle"), else the method's name
+	Role      string `json:",omitzero"` // empty for "approle"
+	Audience  string `json:",omitzero"` // which of the pod's tokens to send; empty: "vault", and none for "approle"
 
 	CACertPath, CADirectory       string `json:",omitzero"` // below the daemon's TLS directory
 	ClientCertPath, ClientKeyPath string `json:",omitzero"` // below the daemon's TLS directory

@@ -32,9 +32,12 @@ var (
 	encodings      = []string{"utf-8", "base64", "hex"}
 	formats        = []string{"raw", "json", "keys", "env", "pem", "pg-service", "pgpass", "uri", "my-cnf", "template"}
 	plannedFormats = []string{"aws-credentials", "aws-credential-process"}
-	logins         = []string{"kubernetes", "jwt"}
-	plannedLogins  = []string{"approle", "aws"}
+	logins         = []string{"kubernetes", "jwt", approle}
+	plannedLogins  = []string{"aws"}
 )
+
+// approle is the login method that takes a Secret in place of the pod's token.
+const approle = "approle"
 
 const (
 	unsupported       = "is not supported by this version of Tenure"

@@ -32,13 +32,14 @@ type config struct {
 // vaultFlags are the defaults for every login and the limits on what an SPC may
 // ask for.
 type vaultFlags struct {
-	addr, mount, namespace string
-	allowedAddrs           []string
-	caCert, caDir          string
-	clientCert, clientKey  string
-	serverName             string
-	allowSkipVerify        bool
-	tlsDir                 string // SPC paths resolve below it
+	addrs                 []string // of one cluster, the preferred one first
+	allowedAddrs          []string
+	mount, namespace      string
+	caCert, caDir         string
+	clientCert, clientKey string
+	serverName            string
+	allowSkipVerify       bool
+	tlsDir                string // SPC paths resolve below it
 }
 
 // variables are the only ones that are read, as the HashiCorp provider reads them.
@@ -110,13 +111,26 @@ func (c *config) defineFlags(f *flag.FlagSet, env map[string]string) {
 	f.StringVar(&c.logFormat, "log-format", "text", "`format`: text or json")
 
 	v := &c.vault
-	f.StringVar(&v.addr, "vault-addr", env["VAULT_ADDR"], "`URL` of Vault where the SPC has no vaultAddress; also VAULT_ADDR")
+	if env["VAULT_ADDR"] != "" {
+		_ = list(&v.addrs)(env["VAULT_ADDR"])
+	}
+	given := false
+	f.Func("vault-addr", "`URL` of Vault where the SPC has no vaultAddress; repeat it, or separate by commas, for the nodes of one cluster:\n"+
+		"when one is away the next is asked, and the first again after a minute; also VAULT_ADDR", func(text string) error {
+		if !given {
+			v.addrs, given = nil, true
+		}
+		if text == "" {
+			return nil
+		}
+		return list(&v.addrs)(text)
+	})
 	f.Func("allowed-vault-addrs", "`URL`s that an SPC may name beside --vault-addr; repeat it, or separate by commas\n(with neither: any but loopback and link-local)", list(&v.allowedAddrs))
-	f.StringVar(&v.mount, "vault-mount", "", "auth mount `path` where the SPC has no vaultAuthMountPath (default the name of its vaultAuthMethod)")
+	f.StringVar(&v.mount, "vault-mount", "", "auth mount `path` of kubernetes and jwt logins where the SPC has no vaultAuthMountPath\n(default the name of its vaultAuthMethod)")
 	f.StringVar(&v.namespace, "vault-namespace", env["VAULT_NAMESPACE"], "Vault `namespace` where the SPC has no vaultNamespace; also VAULT_NAMESPACE")
 	f.StringVar(&v.caCert, "vault-tls-ca-cert", env["VAULT_CACERT"], "PEM `file` of the CAs that Vault's certificate is checked against; also VAULT_CACERT")
 	f.StringVar(&v.caDir, "vault-tls-ca-directory", env["VAULT_CAPATH"], "`directory` of such files; also VAULT_CAPATH")
-	f.StringVar(&v.clientCert, "vault-tls-client-cert", env["VAULT_CLIENT_CERT"], "PEM `file` of the daemon's client certificate, shown to --vault-addr only; also VAULT_CLIENT_CERT")
+	f.StringVar(&v.clientCert, "vault-tls-client-cert", env["VAULT_CLIENT_CERT"], "PEM `file` of the daemon's client certificate, shown at --vault-addr only; also VAULT_CLIENT_CERT")
 	f.StringVar(&v.clientKey, "vault-tls-client-key", env["VAULT_CLIENT_KEY"], "PEM `file` of its key; also VAULT_CLIENT_KEY")
 	f.StringVar(&v.serverName, "vault-tls-server-name", env["VAULT_TLS_SERVER_NAME"], "`name` expected in Vault's certificate; also VAULT_TLS_SERVER_NAME")
 	f.BoolVar(&v.allowSkipVerify, "allow-skip-tls-verify", v.allowSkipVerify, "let an SPC say vaultSkipTLSVerify: whoever is between then reads its secrets.\nVAULT_SKIP_VERIFY does the same: it is only a permission here")

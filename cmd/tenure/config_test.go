@@ -20,14 +20,14 @@ func TestPrecedenceOfEnvironmentAndFlags(t *testing.T) {
 	c, err := parseConfig(nil, env, nil)
 	require.NoError(t, err)
 	require.Equal(t, vaultFlags{
-		addr: "https://env:8200", caCert: "/env/ca", caDir: "/env/cas", clientCert: "/env/cert",
+		addrs: []string{"https://env:8200"}, caCert: "/env/ca", caDir: "/env/cas", clientCert: "/env/cert",
 		clientKey: "/env/key", serverName: "env", namespace: "env", allowSkipVerify: true,
 	}, c.vault)
 	require.Equal(t, []string{"VAULT_AGENT_ADDR", "VAULT_MAX_RETRIES"}, c.ignoredFromEnv, "what is set without effect is named")
 	require.Equal(t, []string{"tenure"}, c.providers)
 
 	c, err = parseConfig([]string{
-		"--vault-addr=https://flag", "--vault-tls-ca-cert=/flag/ca", "--vault-tls-ca-directory=/flag/cas",
+		"--vault-addr=https://flag, https://flag2", "--vault-addr=https://flag3", "--vault-tls-ca-cert=/flag/ca", "--vault-tls-ca-directory=/flag/cas",
 		"--vault-tls-client-cert=/flag/cert", "--vault-tls-client-key=/flag/key", "--vault-tls-server-name=flag",
 		"--vault-namespace=flag", "--allow-skip-tls-verify=false", "--vault-mount=k8s", "--tls-dir=/tls",
 		"--allowed-vault-addrs=https://a, https://b", "--allowed-vault-addrs=https://c",
@@ -35,7 +35,7 @@ func TestPrecedenceOfEnvironmentAndFlags(t *testing.T) {
 	}, env, nil)
 	require.NoError(t, err)
 	require.Equal(t, vaultFlags{
-		addr: "https://flag", caCert: "/flag/ca", caDir: "/flag/cas", clientCert: "/flag/cert", clientKey: "/flag/key",
+		addrs: []string{"https://flag", "https://flag2", "https://flag3"}, caCert: "/flag/ca", caDir: "/flag/cas", clientCert: "/flag/cert", clientKey: "/flag/key",
 		serverName: "flag", namespace: "flag", mount: "k8s", tlsDir: "/tls",
 		allowedAddrs: []string{"https://a", "https://b", "https://c"},
 	}, c.vault, "a flag overrides the environment")

@@ -149,8 +149,13 @@ func (c *config) warn(log *slog.Logger) {
 // is wrong with them at once.
 func (d *daemon) open() (*vault.Source, *volume.Writer, []byte, error) {
 	v := d.config.vault
+	var first string
+	var others []string
+	if len(v.addrs) > 0 {
+		first, others = v.addrs[0], v.addrs[1:]
+	}
 	source, sourceErr := vault.New(vault.Config{
-		Addr: v.addr, AllowedAddrs: v.allowedAddrs, Mount: v.mount, Namespace: v.namespace,
+		Addr: first, Alternates: others, AllowedAddrs: v.allowedAddrs, Mount: v.mount, Namespace: v.namespace,
 		CACert: v.caCert, CAPath: v.caDir, ClientCert: v.clientCert, ClientKey: v.clientKey, ServerName: v.serverName,
 		AllowSkipVerify: v.allowSkipVerify, TLSDir: v.tlsDir,
 		Logger: d.log, Registerer: d.metrics,

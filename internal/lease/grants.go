@@ -1,6 +1,8 @@
 package lease
 
 import (
+	"errors"
+	"reflect"
 	"sync"
 	"time"
 
@@ -46,6 +48,11 @@ func (w *worker) grantsFor(a *attempt, send []*wanted, o order) ([]*grant, error
 				return err
 			}
 			w.log.Info("no fresh identity: issuing under the volume's living token", "reason", err)
+			w.locked(func() {
+				if errors.Is(err, w.needsID) {
+					w.needsID = nil // it can be replaced all the same
+				}
+			})
 			mu.Lock()
 			defer mu.Unlock()
 			chosen[k] = old
@@ -121,6 +128,13 @@ func (w *worker) login(g *grant, want *wanted, o order) error {
 	}
 	g.begin(sent, s.TTL)
 	return nil
+}
+
+// sameSecret reports whether an identity with a Secret is the one that the last
+// Mount brought. Refused once, it is not tried at every republish: after some
+// refusals Vault locks the role for all who have it. mu is held.
+func (w *worker) sameSecret(id provider.Identity) bool {
+	return len(id.Secrets) > 0 && reflect.DeepEqual(w.identity, id)
 }
 
 // enter adds a new grant to the record.

@@ -364,6 +364,7 @@ type pod struct {
 	target  string
 	objects string // the SPC's objects
 	expires time.Time
+	secrets map[string]provider.Secret
 }
 
 // db is an object pair on one dynamic read, kv and cert single ones.
@@ -393,7 +394,7 @@ func (p *pod) request() provider.Request {
 	return provider.Request{
 		Pod:    provider.Pod{Name: p.name, Namespace: "ns", UID: p.name, ServiceAccount: "sa"},
 		Target: p.target, Provider: "tenure", Mode: 0o644, Attributes: attrs, SpecHash: digest(attrs),
-		Identity: provider.Identity{Tokens: map[string]provider.Token{"vault": {Value: "jwt", Expires: expires}}},
+		Identity: provider.Identity{Tokens: map[string]provider.Token{"vault": {Value: "jwt", Expires: expires}}, Secrets: p.secrets},
 	}
 }
 

@@ -101,8 +101,9 @@ func (w *worker) ask(r provider.Request) (*ask, []provider.Version, error) {
 	if w.gone {
 		return nil, nil, &provider.Error{Class: provider.Precondition, Cause: "the volume is gone from the node", Remedy: "kubelet tries again"}
 	}
+	same := w.sameSecret(r.Identity)
 	w.identity = r.Identity
-	if w.needsID != nil {
+	if w.needsID != nil && !same {
 		w.needsID, w.fresh = nil, true
 		w.start()
 	}

@@ -46,9 +46,9 @@ type call struct {
 	method   string
 	path     string // without leading "/" and "v1/"
 	query    url.Values
-	body     map[string]any  // nil: none
-	mints    bool            // a read that may mint: once it has room to be sent, ctx does not stop it
-	jwt      provider.Secret // at login; kept out of error texts
+	body     map[string]any    // nil: none
+	mints    bool              // a read that may mint: once it has room to be sent, ctx does not stop it
+	proof    []provider.Secret // of a login; kept out of error texts
 }
 
 // answer is what came of a request.
@@ -85,23 +85,42 @@ var (
 	errEmpty    = errors.New("empty answer")
 )
 
-// do sends a call once it has room, and once more where the first can have had
-// no effect: when a node answers that it lags behind the active one, when a
-// standby redirects, when a kept connection turned out to be closed. The
-// answer's status is 2xx unless a Failure is returned.
+// do sends a call once it has room, and to the operator's next address where
+// one can have had no effect. The answer's status is 2xx unless a Failure is
+// returned.
 func (s *Source) do(ctx context.Context, c call) (answer, *lease.Failure) {
-	leave, err := s.gates.enter(ctx, c.to.addr, c.by.Pod.Namespace, c.by.Work)
+	leave, err := s.gates.enter(ctx, s.cluster(c), c.by.Pod.Namespace, c.by.Work)
 	if err != nil {
 		return answer{}, crowded(c, err)
 	}
 	defer leave()
+	if c.mints {
+		ctx = context.WithoutCancel(ctx)
+	}
+	a, tried := s.try(ctx, &c)
+	if a.ok() {
+		return a, nil
+	}
+	f := classify(c, a)
+	f.Problem.Cause = tried.explain(f.Problem.Cause)
+	if f.MayHaveMinted && c.mints {
+		s.metrics.orphaned.Inc()
+	}
+	return a, f
+}
+
+// ask sends a call to an address, and once more where the first can have had no
+// effect: when a node answers that it lags behind the active one, when a standby
+// redirects, when a kept connection turned out to be closed. It answers who was
+// asked last, too.
+func (s *Source) ask(ctx context.Context, c call, at target) (answer, target) {
 	limit := callTimeout
 	if c.mints {
-		ctx, limit = context.WithoutCancel(ctx), mintTimeout
+		limit = mintTimeout
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-
+	c.to = at
 	a := s.send(ctx, c, nil)
 	if c.op == opRead && a.lagging() {
 		again := s.send(ctx, c, http.Header{
@@ -120,14 +139,7 @@ func (s *Source) do(ctx context.Context, c call) (answer, *lease.Failure) {
 			a = s.send(ctx, c, nil)
 		}
 	}
-	if a.ok() {
-		return a, nil
-	}
-	f := classify(c, a)
-	if f.MayHaveMinted && c.mints {
-		s.metrics.orphaned.Inc()
-	}
-	return a, f
+	return a, c.to
 }
 
 func (a answer) ok() bool { return a.err == nil && a.status >= 200 && a.status < 300 }

@@ -20,9 +20,9 @@ import (
 func (c call) about() string {
 	switch c.op {
 	case opLogin:
-		return fmt.Sprintf("logging in to Vault at %s with role %q at auth/%s", c.to.addr, bounded(c.to.role), bounded(c.to.mount))
+		return fmt.Sprintf("logging in to Vault at %s with %s at auth/%s", c.to.addr, c.role(), bounded(c.to.mount))
 	case opRead:
-		return fmt.Sprintf("asking Vault at %s for %q with role %q", c.to.addr, bounded(c.path), bounded(c.to.role))
+		return fmt.Sprintf("asking Vault at %s for %q with %s", c.to.addr, bounded(c.path), c.role())
 	case opRenewToken:
 		return "renewing the token of Vault at " + c.to.addr
 	case opEndToken:
@@ -33,8 +33,19 @@ func (c call) about() string {
 	return "renewing a lease of Vault at " + c.to.addr
 }
 
+// role names the Vault role that a call's login is for.
+func (c call) role() string {
+	if c.login.Method == approle {
+		return "the pod's AppRole"
+	}
+	return fmt.Sprintf("Vault role %q", bounded(c.to.role))
+}
+
 // fail is the one place where a Failure of a call is made.
 func (c call) fail(v lease.Verdict, class provider.Class, field, cause, remedy string) *lease.Failure {
+	if field == "roleName" && c.login.Method == approle {
+		field = secretRef // that is where its role comes from
+	}
 	return &lease.Failure{Verdict: v, Problem: provider.Error{
 		Class: class, Field: field, Cause: c.about() + ": " + cause, Remedy: remedy,
 	}}
@@ -82,7 +93,7 @@ func classify(c call, a answer) *lease.Failure {
 
 // told is Vault's own text after a status, or the status alone.
 func told(c call, a answer) string {
-	if text := vaultSays(a, c.token, c.jwt); text != "" {
+	if text := vaultSays(a, append(c.proof, c.token)...); text != "" {
 		return fmt.Sprintf("Vault answers %d: %s", a.status, text)
 	}
 	return fmt.Sprintf("Vault answers %d %s", a.status, strings.ToLower(http.StatusText(a.status)))
@@ -112,7 +123,7 @@ func forbidden(c call, a answer) *lease.Failure {
 	if c.method == http.MethodGet {
 		capability = "read"
 	}
-	remedy := fmt.Sprintf("add path %q { capabilities = [%q] } to a policy of Vault role %q", c.path, capability, bounded(c.to.role))
+	remedy := fmt.Sprintf("add path %q { capabilities = [%q] } to a policy of %s", c.path, capability, c.role())
 	if c.op != opRead {
 		remedy += "; Vault's default policy has it, unless the role has token_no_default_policy"
 	}

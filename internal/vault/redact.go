@@ -2,6 +2,7 @@ package vault
 
 import (
 	"regexp"
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -22,7 +23,7 @@ var (
 	settings    = regexp.MustCompile("(?i)\\b(host|hostaddr|port|user|username|password|passwd|pwd|dbname|database|token|secret_id)=(\"[^\"]*\"|'[^']*'|[^\\s,;)`]*)")
 	dialled     = regexp.MustCompile(`(?i)\b(dial|read|write) (tcp|udp|unix)\S*( [^:\s]+(:\d+)?(->\S+)?)?:|\blookup \S+( on \S+)?:`)
 	addresses   = regexp.MustCompile(`\b\d{1,3}(\.\d{1,3}){3}(:\d+)?\b|\[[0-9A-Fa-f:.%]+\](:\d+)?`)
-	framing     = regexp.MustCompile(`\d+ errors? occurred:\s*\* |resp: \(\*logical\.Response\)\(nil\) err: `) // says nothing
+	framing     = regexp.MustCompile(`\d+ errors? occurred:\s*\* |resp: \(\*logical\.Response\)\(nil\) err: |: %!w\(<nil>\)`) // says nothing
 	users       = regexp.MustCompile(`(?i)\b(user|role|database|login) ?(["'])[^"']*["'](@["'][^"']*["'])?`)
 )
 
@@ -43,7 +44,8 @@ func vaultSays(a answer, own ...provider.Secret) string {
 	}
 	for _, s := range own {
 		if s != "" {
-			text = strings.ReplaceAll(text, s.Reveal(), hidden)
+			quoted := strconv.Quote(s.Reveal())
+			text = strings.NewReplacer(s.Reveal(), hidden, quoted[1:len(quoted)-1], hidden).Replace(text)
 		}
 	}
 	text = withoutConnection(framing.ReplaceAllString(text, ""))

@@ -28,6 +28,8 @@ var refusals = []struct {
 	{"invalid role name", provider.Denied, "roleName", "write the role at auth/{mount}/role/{role}, or correct roleName"},
 	{"missing role", provider.Invalid, "roleName", "set roleName"},
 	{"claim", provider.Denied, "roleName", "compare bound_claims of Vault role {role} with the pod's token"},
+	{"invalid role or secret id", provider.Denied, secretRef, "write a new secret_id into the pod's Secret and compare its role_id: Vault does not tell whether one is wrong, or the secret_id expired (secret_id_ttl) or used up (secret_id_num_uses: each login is one use)"},
+	{"cidr", provider.Denied, secretRef, "add the node's address, as Vault sees it, to secret_id_bound_cidrs of the AppRole and to cidr_list of the secret_id"},
 	{"no handler for route", provider.Invalid, "vaultAuthMountPath", "enable the auth method at auth/{mount}, or correct vaultAuthMountPath or vaultNamespace"},
 }
 
@@ -45,6 +47,10 @@ func refusedLogin(c call, a answer) *lease.Failure {
 		if a.says(r.text) {
 			return c.fail(verdict, r.class, r.field, told(c, a), words.Replace(r.remedy))
 		}
+	}
+	if c.login.Method == approle {
+		return c.fail(verdict, provider.Denied, secretRef, told(c, a), words.Replace(
+			"check that auth/{mount} is enabled; Vault also answers so for a role_id that it locked after refused logins (user_lockout: by default 5, for 15 minutes)"))
 	}
 	return c.fail(verdict, provider.Denied, "roleName", told(c, a), words.Replace(
 		"check that auth/{mount} is enabled and that its role {role} is bound to service account {account} of namespace {namespace}"))

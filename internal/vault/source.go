@@ -11,64 +11,6 @@ import (
 	"github.com/tenure-csi/tenure/provider"
 )
 
-// Login implements lease.Source for the methods kubernetes and jwt, which are
-// the same request. It makes one call: what the answer does not tell (period,
-// explicit max TTL) is left unknown, MaxTTL 0, and shows as
-// truncated renewals. A login given up by ctx may leave a token without leases
-// until its TTL.
-func (s *Source) Login(ctx context.Context, by lease.Caller, login provider.Login, id provider.Identity) (lease.Session, error) {
-	jwt, err := id.TokenFor(login.Audience, by.Pod)
-	if err != nil {
-		f := &lease.Failure{Verdict: lease.Wrong, Problem: provider.Error{Class: provider.Precondition, Cause: "the pod has no usable service account token", Err: err}}
-		var known *provider.Error
-		if errors.As(err, &known) {
-			f.Problem = *known
-		}
-		return lease.Session{}, f
-	}
-	c, f := s.call(opLogin, by, lease.Session{Login: login}, http.MethodPost, "")
-	if f != nil {
-		return lease.Session{}, f
-	}
-	c.jwt, c.path = jwt.Value, "auth/"+c.to.mount+"/login"
-	c.body = map[string]any{"role": login.Role, "jwt": jwt.Value.Reveal()}
-	a, f := s.do(ctx, c)
-	if f == nil {
-		f = unusable(c, a.Auth)
-	}
-	if f != nil {
-		return lease.Session{}, f
-	}
-	return session(login, a.Auth), nil
-}
-
-// unusable is the Failure for a login's answer without a token that Tenure can work with.
-func unusable(c call, a *auth) *lease.Failure {
-	switch {
-	case a != nil && a.ClientToken == "" && len(a.MFA) > 0 && string(a.MFA) != "null":
-		return c.fail(lease.Wrong, provider.Precondition, "roleName", "Vault asks for a second factor", "exempt this auth mount from login MFA")
-	case a == nil || a.ClientToken == "" || a.LeaseDuration < 0:
-		return c.fail(lease.Retry, provider.Unavailable, "vaultAddress", "the answer holds no token", "check that vaultAddress is that of Vault")
-	case a.NumUses > 0:
-		return c.fail(lease.Wrong, provider.Precondition, "roleName", "the token may be used a few times only, and could not be renewed",
-			"set token_num_uses of the Vault role to 0")
-	}
-	return nil
-}
-
-// session reads a login's auth. A batch token can't be renewed or revoked.
-func session(login provider.Login, a *auth) lease.Session {
-	batch := a.TokenType == "batch"
-	out := lease.Session{
-		Login: login, Token: provider.Secret(a.ClientToken), Accessor: a.Accessor,
-		TTL: seconds(a.LeaseDuration), Renewable: a.Renewable && !batch, Revocable: !batch,
-	}
-	if !out.Renewable {
-		out.MaxTTL = out.TTL
-	}
-	return out
-}
-
 // Read implements lease.Source. A read that is not known to mint nothing waits
 // for room under ctx and then runs to Vault's own limit whatever ctx says.
 func (s *Source) Read(ctx context.Context, by lease.Caller, se lease.Session, r provider.Read) (lease.Issued, error) {
@@ -76,7 +18,7 @@ func (s *Source) Read(ctx context.Context, by lease.Caller, se lease.Session, r 
 	if f != nil {
 		return lease.Issued{}, f
 	}
-	key := knownKey(c.to.addr, c.to.namespace, r.Path)
+	key := knownKey(s.cluster(c), c.to.namespace, r.Path)
 	c.mints = r.Method != http.MethodGet || !s.known.has(key)
 	c.query = r.Query
 	if r.Method != http.MethodGet {

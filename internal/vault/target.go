@@ -40,9 +40,13 @@ type target struct {
 
 // resolve completes a login with the daemon's settings and checks that it may
 // be used. The daemon's client certificate and server name are for the
-// operator's own address only; its CAs are no secret and serve any address.
+// operator's own addresses only; its CAs are no secret and serve any address.
 func (s *Source) resolve(l provider.Login) (target, *provider.Error) {
-	t := target{namespace: or(l.Namespace, s.cfg.Namespace), mount: or(l.Mount, s.cfg.Mount, l.Method), role: l.Role}
+	mount := s.cfg.Mount
+	if l.Method == approle {
+		mount = "" // the flag names a mount that takes pods' tokens
+	}
+	t := target{namespace: or(l.Namespace, s.cfg.Namespace), mount: or(l.Mount, mount, l.Method), role: l.Role}
 	if clean := path.Clean(t.mount); clean != t.mount || path.IsAbs(clean) || clean == "." || strings.HasPrefix(clean, "..") {
 		return t, &provider.Error{
 			Class: provider.Invalid, Field: "vaultAuthMountPath",
@@ -63,7 +67,7 @@ func (s *Source) resolve(l provider.Login) (target, *provider.Error) {
 	}
 	t.skipVerify = l.SkipTLSVerify
 	t.refuseLocalAddr = len(s.allowed) == 0
-	own := t.addr == s.operator()
+	own := slices.Contains(s.addrs.all, t.addr)
 
 	t.ca, t.caDir = tlsPath{s.cfg.CACert, false}, tlsPath{s.cfg.CAPath, false}
 	if l.CACertPath != "" || l.CADirectory != "" {
@@ -83,13 +87,14 @@ func (s *Source) resolve(l provider.Login) (target, *provider.Error) {
 // address gives the normalised address that an SPC's vaultAddress stands for.
 func (s *Source) address(raw string) (string, *provider.Error) {
 	if raw == "" {
-		if s.operator() == "" {
+		addr := s.addrs.pick()
+		if addr == "" {
 			return "", &provider.Error{
 				Class: provider.Invalid, Field: "vaultAddress", Cause: "no Vault address is set",
 				Remedy: "set vaultAddress, or have the operator start the daemon with --vault-addr",
 			}
 		}
-		return s.operator(), nil
+		return addr, nil
 	}
 	addr, err := parseAddress(raw)
 	if err != nil {

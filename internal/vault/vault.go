@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -36,15 +37,16 @@ const (
 // address but loopback and link-local ones, with the system's CAs.
 type Config struct {
 	Addr         string   // address for an SPC without vaultAddress; empty: every SPC must name one
-	AllowedAddrs []string // addresses an SPC may name beside Addr; empty: only Addr, and without Addr any
-	Mount        string   // auth mount for an SPC that names none; empty: the auth method's name
+	Alternates   []string // further addresses of Addr's cluster, tried in this order when it fails
+	AllowedAddrs []string // addresses an SPC may name beside these; empty: only these, and without Addr any
+	Mount        string   // auth mount for a kubernetes or jwt login that names none; empty: the auth method's name
 	Namespace    string   // Vault namespace for an SPC that names none; empty: the root namespace
 
 	CACert     string // PEM file; with CAPath empty too: the system's CAs
 	CAPath     string // directory of PEM files, used beside CACert
-	ClientCert string // PEM file of the daemon's own certificate, shown to Addr only
+	ClientCert string // PEM file of the daemon's own certificate, shown to Addr and Alternates only
 	ClientKey  string // PEM file, required with ClientCert
-	ServerName string // name expected in Addr's certificate; empty: the host of Addr
+	ServerName string // name expected in the certificate of Addr and Alternates; empty: the host of each
 
 	AllowSkipVerify bool   // whether an SPC may switch off TLS verification
 	TLSDir          string // directory below which an SPC's TLS paths lie; empty: an SPC may name none
@@ -57,7 +59,8 @@ type Config struct {
 // called at once.
 type Source struct {
 	cfg     Config
-	allowed []string // normalised; the first is Addr where there is one; empty: any
+	allowed []string // normalised; empty: any
+	addrs   ownAddresses
 	log     *slog.Logger
 	metrics *metrics
 	gates   gates
@@ -76,16 +79,24 @@ func New(cfg Config) (*Source, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	addrs := cfg.AllowedAddrs
+	var own []string
 	if cfg.Addr != "" {
-		addrs = append([]string{cfg.Addr}, addrs...)
+		own = append([]string{cfg.Addr}, cfg.Alternates...)
 	}
-	for _, raw := range addrs {
+	for i, raw := range slices.Concat(own, cfg.AllowedAddrs) {
 		addr, err := parseAddress(raw)
 		if err != nil {
 			return nil, fmt.Errorf("reading Vault address %q: %w", raw, err)
 		}
+		if i < len(own) && !slices.Contains(s.addrs.all, addr) {
+			s.addrs.all = append(s.addrs.all, addr)
+		}
 		s.allowed = append(s.allowed, addr)
+	}
+	for _, addr := range s.addrs.all {
+		if strings.HasPrefix(addr, "https:") != strings.HasPrefix(s.addrs.all[0], "https:") {
+			return nil, fmt.Errorf("reading Vault addresses: %s and %s are of one cluster, and only one uses TLS", s.addrs.all[0], addr)
+		}
 	}
 	if (cfg.ClientCert == "") != (cfg.ClientKey == "") {
 		return nil, fmt.Errorf("reading TLS settings: client certificate and client key belong together")
@@ -115,12 +126,12 @@ func New(cfg Config) (*Source, error) {
 // runs in its caller, who must have returned from them first.
 func (s *Source) Close() { s.clients.close() }
 
-// operator returns the operator's own address, empty without one.
-func (s *Source) operator() string {
-	if s.cfg.Addr == "" {
-		return ""
+// cluster names what a call goes to, at whichever address.
+func (s *Source) cluster(c call) string {
+	if c.login.Address == "" {
+		return s.addrs.all[0]
 	}
-	return s.allowed[0]
+	return c.to.addr
 }
 
 // known remembers reads that turned out to mint nothing, so that the next of
@@ -130,8 +141,8 @@ type known struct {
 	reads map[string]struct{}
 }
 
-func knownKey(addr, namespace, path string) string {
-	return strings.Join([]string{addr, namespace, path}, "\x00")
+func knownKey(cluster, namespace, path string) string {
+	return strings.Join([]string{cluster, namespace, path}, "\x00")
 }
 
 func (k *known) has(key string) bool {

@@ -1,0 +1,116 @@
+package vault
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/tenure-csi/tenure/internal/lease"
+	"github.com/tenure-csi/tenure/provider"
+)
+
+// approle is the login method that takes a Secret in place of the pod's token.
+const approle = "approle"
+
+// secretRef is where a pod names that Secret, and what an error blames.
+const secretRef = "nodePublishSecretRef"
+
+// Login implements lease.Source for the methods kubernetes and jwt, which are
+// the same request, and approle. It makes one call: what the answer does not
+// tell (period, explicit max TTL) is left unknown, MaxTTL 0, and shows as
+// truncated renewals. A login given up by ctx may leave a token without leases
+// until its TTL, and has used up a use of a limited secret_id.
+func (s *Source) Login(ctx context.Context, by lease.Caller, login provider.Login, id provider.Identity) (lease.Session, error) {
+	body, secrets, err := proof(by.Pod, login, id)
+	if err != nil {
+		f := &lease.Failure{Verdict: lease.Wrong, Problem: provider.Error{Class: provider.Precondition, Cause: "the pod has no usable identity", Err: err}}
+		var known *provider.Error
+		if errors.As(err, &known) {
+			f.Problem = *known
+		}
+		return lease.Session{}, f
+	}
+	c, f := s.call(opLogin, by, lease.Session{Login: login}, http.MethodPost, "")
+	if f != nil {
+		return lease.Session{}, f
+	}
+	c.proof, c.body, c.path = secrets, body, "auth/"+c.to.mount+"/login"
+	a, f := s.do(ctx, c)
+	if f == nil {
+		f = unusable(c, a.Auth)
+	}
+	if f != nil {
+		return lease.Session{}, f
+	}
+	return session(login, a.Auth), nil
+}
+
+// proof is what a login sends, and what of it must not be seen.
+func proof(pod provider.Pod, login provider.Login, id provider.Identity) (body map[string]any, secrets []provider.Secret, err error) {
+	if login.Method == approle {
+		return appRole(id.Secrets)
+	}
+	jwt, err := id.TokenFor(login.Audience, pod)
+	return map[string]any{"role": login.Role, "jwt": jwt.Value.Reveal()}, []provider.Secret{jwt.Value}, err
+}
+
+// appRole is proof out of the nodePublishSecretRef Secret. Space around a value
+// is an editor's; Vault cuts it off too, so that its texts would quote the rest.
+func appRole(data map[string]provider.Secret) (body map[string]any, secrets []provider.Secret, err error) {
+	body = map[string]any{}
+	var missing []string
+	for _, key := range []string{"secret_id", "role_id"} {
+		value := strings.TrimSpace(data[key].Reveal())
+		if value == "" {
+			missing = append(missing, key)
+		}
+		body[key] = value
+		secrets = append(secrets, provider.Secret(value))
+	}
+	if missing == nil {
+		return body, secrets, nil
+	}
+	const wanted = "name a Secret with the keys role_id and secret_id in nodePublishSecretRef of the pod's CSI volume"
+	if len(data) == 0 {
+		return nil, nil, &provider.Error{
+			Class: provider.Precondition, Field: secretRef, Cause: "no Secret with role_id and secret_id came with the Mount call",
+			Remedy: wanted + "; after a restart of the daemon it comes again with a republish of the driver (enableSecretRotation: true)",
+		}
+	}
+	keys := slices.Sorted(maps.Keys(data))
+	keys = keys[:min(len(keys), 8)]
+	return nil, nil, &provider.Error{
+		Class: provider.Precondition, Field: secretRef, Remedy: wanted,
+		Cause: "the Secret of the Mount call has no " + strings.Join(missing, " and no ") + " (keys that came: " + bounded(strings.Join(keys, ", ")) + ")",
+	}
+}
+
+// unusable is the Failure for a login's answer without a token that Tenure can work with.
+func unusable(c call, a *auth) *lease.Failure {
+	switch {
+	case a != nil && a.ClientToken == "" && len(a.MFA) > 0 && string(a.MFA) != "null":
+		return c.fail(lease.Wrong, provider.Precondition, "roleName", "Vault asks for a second factor", "exempt this auth mount from login MFA")
+	case a == nil || a.ClientToken == "" || a.LeaseDuration < 0:
+		return c.fail(lease.Retry, provider.Unavailable, "vaultAddress", "the answer holds no token", "check that vaultAddress is that of Vault")
+	case a.NumUses > 0:
+		return c.fail(lease.Wrong, provider.Precondition, "roleName", "the token may be used a few times only, and could not be renewed",
+			"set token_num_uses of the Vault role to 0")
+	}
+	return nil
+}
+
+// session reads a login's auth. A batch token can't be renewed or revoked.
+func session(login provider.Login, a *auth) lease.Session {
+	batch := a.TokenType == "batch"
+	out := lease.Session{
+		Login: login, Token: provider.Secret(a.ClientToken), Accessor: a.Accessor,
+		TTL: seconds(a.LeaseDuration), Renewable: a.Renewable && !batch, Revocable: !batch,
+	}
+	if !out.Renewable {
+		out.MaxTTL = out.TTL
+	}
+	return out
+}
