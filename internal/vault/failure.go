@@ -22,7 +22,9 @@ func (c call) about() string {
 	case opLogin:
 		return fmt.Sprintf("logging in to Vault at %s with role %q at auth/%s", c.to.addr, bounded(c.to.role), bounded(c.to.mount))
 	case opRead:
-		return fmt.Sprintf("asking Vault at %s for %q with role %q", c.to.addr, bounded(c.path), bounded(c.to.role))
+		return fmt.Sprintf("asking Vault at %s for %q with %s", c.to.addr, bounded(c.path), strings.TrimPrefix(c.holder(), "Vault "))
+	case opLookup:
+		return "looking up the token at Vault at " + c.to.addr
 	case opRenewToken:
 		return "renewing the token of Vault at " + c.to.addr
 	case opEndToken:
@@ -31,6 +33,14 @@ func (c call) about() string {
 		return "ending a lease of Vault at " + c.to.addr
 	}
 	return "renewing a lease of Vault at " + c.to.addr
+}
+
+// holder says whose policies decide.
+func (c call) holder() string {
+	if c.borrowed {
+		return "this token"
+	}
+	return fmt.Sprintf("Vault role %q", bounded(c.to.role))
 }
 
 // fail is the one place where a Failure of a call is made.
@@ -112,7 +122,7 @@ func forbidden(c call, a answer) *lease.Failure {
 	if c.method == http.MethodGet {
 		capability = "read"
 	}
-	remedy := fmt.Sprintf("add path %q { capabilities = [%q] } to a policy of Vault role %q", c.path, capability, bounded(c.to.role))
+	remedy := fmt.Sprintf("add path %q { capabilities = [%q] } to a policy of %s", c.path, capability, c.holder())
 	if c.op != opRead {
 		remedy += "; Vault's default policy has it, unless the role has token_no_default_policy"
 	}
