@@ -100,14 +100,6 @@ func (c *config) readEnvironment(environ []string) (map[string]string, error) {
 }
 
 func (c *config) defineFlags(f *flag.FlagSet, env map[string]string) {
-	list := func(into *[]string) func(string) error {
-		return func(text string) error {
-			for item := range strings.SplitSeq(text, ",") {
-				*into = append(*into, strings.TrimSpace(item))
-			}
-			return nil
-		}
-	}
 	f.Func("provider-name", "`name` of the socket, as the SPC's provider says it; repeat it, or separate by commas, to serve several (default tenure)", list(&c.providers))
 	f.StringVar(&c.providersDir, "providers-dir", "/var/run/secrets-store-csi-providers", "`directory` where the driver looks for providers' sockets")
 	f.StringVar(&c.kubeletDir, "kubelet-root-dir", "/var/lib/kubelet", "kubelet's root `directory`, the same in this container and on the node")
@@ -116,8 +108,20 @@ func (c *config) defineFlags(f *flag.FlagSet, env map[string]string) {
 	f.StringVar(&c.versionKey, "version-key-file", "", "`file` with the key of object versions, the same on all nodes; without it equal secrets have other versions on each node")
 	f.StringVar(&c.logLevel, "log-level", "info", "`level`: debug, info, warn or error")
 	f.StringVar(&c.logFormat, "log-format", "text", "`format`: text or json")
+	c.vault.defineFlags(f, env)
+}
 
-	v := &c.vault
+// list is a flag that may be repeated, or hold several values with commas between.
+func list(into *[]string) func(string) error {
+	return func(text string) error {
+		for item := range strings.SplitSeq(text, ",") {
+			*into = append(*into, strings.TrimSpace(item))
+		}
+		return nil
+	}
+}
+
+func (v *vaultFlags) defineFlags(f *flag.FlagSet, env map[string]string) {
 	f.StringVar(&v.addr, "vault-addr", env["VAULT_ADDR"], "`URL` of Vault where the SPC has no vaultAddress; also VAULT_ADDR")
 	f.Func("allowed-vault-addrs", "`URL`s that an SPC may name beside --vault-addr; repeat it, or separate by commas\n(with neither: any but loopback and link-local)", list(&v.allowedAddrs))
 	f.StringVar(&v.mount, "vault-mount", "", "auth mount `path` where the SPC has no vaultAuthMountPath (default the name of its vaultAuthMethod)")
