@@ -68,13 +68,13 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	if bad := (*usageError)(nil); errors.As(err, &bad) {
-		fmt.Fprintf(stderr, "tenure %s: %v\nTry: tenure %s --help\n", args[0], bad, args[0])
-		return exitUsage
-	}
 	// One line a problem, each complete for someone who searches the log.
 	for line := range strings.Lines(err.Error()) {
 		fmt.Fprintf(stderr, "tenure %s: %s\n", args[0], strings.TrimRight(line, "\n"))
+	}
+	if bad := (*usageError)(nil); errors.As(err, &bad) {
+		fmt.Fprintf(stderr, "Try: tenure %s --help\n", args[0])
+		return exitUsage
 	}
 	return exitFailed
 }

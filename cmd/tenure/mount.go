@@ -142,6 +142,7 @@ func mount(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	err = t.mount(ctx, request)
 	if err == nil {
+		t.mounted = true
 		err = t.print()
 	}
 	if err == nil && o.watch {
@@ -161,6 +162,7 @@ type trial struct {
 	link           string // where the user finds the volume; empty: not made
 	pod            provider.Pod
 	target         string // the volume's directory
+	mounted        bool
 	source         *vault.Source
 	witness        *witness
 	manager        *lease.Manager

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -59,14 +60,15 @@ func (t *trial) print() error {
 }
 
 func (t *trial) printFiles() error {
-	data, err := filepath.EvalSymlinks(filepath.Join(t.target, "..data"))
+	data, err := os.OpenRoot(filepath.Join(t.target, "..data"))
 	if err != nil {
 		return err
 	}
+	defer data.Close()
 	table := tabwriter.NewWriter(t.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "FILE\tMODE\tOWNER\tBYTES")
 	var contents strings.Builder
-	err = filepath.WalkDir(data, func(path string, d fs.DirEntry, err error) error {
+	err = fs.WalkDir(data.FS(), ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
@@ -74,11 +76,10 @@ func (t *trial) printFiles() error {
 		if err != nil {
 			return err
 		}
-		name := strings.TrimPrefix(path, data+"/")
 		owner := info.Sys().(*syscall.Stat_t)
 		row(table, name, fmt.Sprintf("%04o", info.Mode().Perm()), fmt.Sprintf("%d:%d", owner.Uid, owner.Gid), fmt.Sprint(info.Size()))
 		if t.show {
-			text, err := os.ReadFile(path)
+			text, err := data.ReadFile(name)
 			if err != nil {
 				return err
 			}
@@ -117,7 +118,7 @@ func (t *trial) status() lease.VolumeStatus {
 // follow prints what changes until ctx ends. Like the driver it mounts again
 // and again, with the SPC and the token as they are in the files by then.
 func (t *trial) follow(ctx context.Context) {
-	fmt.Fprintln(t.stdout, "\nWatching; Ctrl-C ends it.")
+	fmt.Fprintln(t.stdout, "\nWatching; Ctrl-C ends the leases and removes the files.")
 	seen, unread := t.status(), ""
 	look, republish := time.NewTicker(lookEvery), time.NewTicker(republishEvery)
 	defer look.Stop()
@@ -249,21 +250,27 @@ func (t *trial) end() error {
 	if err := errors.Join(removed, t.close()); err != nil {
 		return fmt.Errorf("removing the files: %w", err)
 	}
-	if !ended {
+	if !ended || !t.witness.idle() {
 		t.printLeft("Left at Vault:")
-		return fmt.Errorf("ending the leases: it was not done in time; %s", trouble)
+		return fmt.Errorf("ending the leases: Vault has not answered; %s", cmp.Or(trouble, "see that it runs"))
 	}
 	t.printLeft("Vault can't end this early:")
-	fmt.Fprintln(t.stdout, "Ended: the leases are given back and the files removed.")
+	switch {
+	case !t.mounted: // the error says enough
+	case t.watch:
+		fmt.Fprintln(t.stdout, "Ended: the leases are given back and the files removed.")
+	default:
+		fmt.Fprintln(t.stdout, "\nEnded: the leases are given back and the files removed. To use the files, say --watch or --keep.")
+	}
 	return nil
 }
 
-// await reports whether the volume is over before ctx ends.
+// await reports whether nothing is owed any more before ctx ends.
 func (t *trial) await(ctx context.Context) bool {
 	defer t.busy("ending the leases (Ctrl-C gives up)")()
 	look := time.NewTicker(lookEvery / 4)
 	defer look.Stop()
-	for len(t.manager.Status()) > 0 {
+	for len(t.manager.Status()) > 0 && !t.witness.idle() {
 		select {
 		case <-ctx.Done():
 			return false

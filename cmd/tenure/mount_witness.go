@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -17,22 +18,57 @@ type witness struct {
 	mu      sync.Mutex
 	trouble error           // of the last call; nil when that went well
 	held    map[string]held // by token, or by lease id under a borrowed one
+	out     int             // logins and reads that have not returned
 }
 
 // held is what lives at Vault until it is ended.
 type held struct {
 	what, command string // the command ends it; empty: nothing does
 	until         time.Time
-	fixed         bool // shortening it has no effect
+	fixed         bool // it can't be ended early
 }
 
-// saw notes how a call went and changes what is held after a good one.
-func (w *witness) saw(err error, change func()) {
+// saw notes how a call went and changes what is held after a good one. What
+// lived under a dead token is dead.
+func (w *witness) saw(s lease.Session, err error, change func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.trouble = err; err == nil {
+	w.trouble = err
+	var f *lease.Failure
+	switch {
+	case err == nil:
 		change()
+	case !errors.As(err, &f) || f.Verdict != lease.DeadAuth:
+	case s.Borrowed:
+		clear(w.held)
+	default:
+		delete(w.held, s.Token.Reveal())
 	}
+}
+
+// sends notes a call that may make something.
+func (w *witness) sends() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.out++
+}
+
+func (w *witness) returned() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.out--
+}
+
+// idle reports whether nothing that can be ended is held at Vault, or about to be.
+func (w *witness) idle() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, h := range w.held {
+		if !h.fixed {
+			return false
+		}
+	}
+	return w.out == 0
 }
 
 // last is why the last call failed; empty when it did not.
@@ -73,14 +109,16 @@ func (w *witness) prolong(key string, ttl time.Duration) {
 
 // Login implements lease.Source.
 func (w *witness) Login(ctx context.Context, by lease.Caller, login provider.Login, id provider.Identity) (lease.Session, error) {
+	w.sends()
+	defer w.returned()
 	s, err := w.Source.Login(ctx, by, login, id)
-	w.saw(err, func() {
+	w.saw(s, err, func() {
 		if s.Borrowed {
 			return
 		}
 		h := held{what: "the token with accessor " + s.Accessor, command: "vault token revoke -accessor " + s.Accessor}
 		if !s.Revocable {
-			h = held{what: "a token that can't be revoked"}
+			h = held{what: "a token that can't be revoked", fixed: true}
 		}
 		if s.TTL > 0 {
 			h.until = time.Now().Add(s.TTL)
@@ -92,8 +130,10 @@ func (w *witness) Login(ctx context.Context, by lease.Caller, login provider.Log
 
 // Read implements lease.Source.
 func (w *witness) Read(ctx context.Context, by lease.Caller, s lease.Session, r provider.Read) (lease.Issued, error) {
+	w.sends()
+	defer w.returned()
 	issued, err := w.Source.Read(ctx, by, s, r)
-	w.saw(err, func() {
+	w.saw(s, err, func() {
 		if s.Borrowed && issued.LeaseID != "" {
 			w.held[issued.LeaseID] = held{
 				what: "the lease " + issued.LeaseID, command: "vault lease revoke " + issued.LeaseID,
@@ -107,28 +147,28 @@ func (w *witness) Read(ctx context.Context, by lease.Caller, s lease.Session, r 
 // RenewSession implements lease.Source.
 func (w *witness) RenewSession(ctx context.Context, by lease.Caller, s lease.Session) (lease.Granted, error) {
 	g, err := w.Source.RenewSession(ctx, by, s)
-	w.saw(err, func() { w.prolong(s.Token.Reveal(), g.TTL) })
+	w.saw(s, err, func() { w.prolong(s.Token.Reveal(), g.TTL) })
 	return g, err
 }
 
 // RenewLease implements lease.Source.
 func (w *witness) RenewLease(ctx context.Context, by lease.Caller, s lease.Session, id string, increment time.Duration) (lease.Granted, error) {
 	g, err := w.Source.RenewLease(ctx, by, s, id, increment)
-	w.saw(err, func() { w.prolong(id, g.TTL) })
+	w.saw(s, err, func() { w.prolong(id, g.TTL) })
 	return g, err
 }
 
 // EndSession implements lease.Source.
 func (w *witness) EndSession(ctx context.Context, by lease.Caller, s lease.Session) error {
 	err := w.Source.EndSession(ctx, by, s)
-	w.saw(err, func() { delete(w.held, s.Token.Reveal()) })
+	w.saw(s, err, func() { delete(w.held, s.Token.Reveal()) })
 	return err
 }
 
 // EndLease implements lease.Source.
 func (w *witness) EndLease(ctx context.Context, by lease.Caller, s lease.Session, id string) error {
 	err := w.Source.EndLease(ctx, by, s, id)
-	w.saw(err, func() {
+	w.saw(s, err, func() {
 		if !w.held[id].fixed {
 			delete(w.held, id)
 		}
