@@ -215,7 +215,7 @@ func TestMountCommandWithVaultAway(t *testing.T) {
 	proxy := fixture.ProxyFor(t, stack.Vault.Addr)
 	c := d.start(t, "--watch", "--vault-addr", proxy.URL())
 	d.says(t, c, "Watching")
-	proxy.Set(fixture.Fault{Refuse: true})
+	proxy.Down()
 	require.NoError(t, c.Interrupt())
 	d.says(t, c, "still ending the leases (Ctrl-C gives up)")
 	require.NoError(t, c.Interrupt())
