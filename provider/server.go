@@ -190,6 +190,12 @@ func (s *Server) mount(ctx context.Context, req *v1alpha1.MountRequest) (r Reque
 	return r, versions, err
 }
 
+// EventText is the text of a Mounter's error as the pod's Event shows it.
+func EventText(err error) string {
+	_, _, text := answer(err)
+	return text
+}
+
 // answer turns an error into what goes on the wire: the only place where classes
 // become codes. All codes are final for kubelet: on another one it would start the
 // pod with an empty volume. reason is a word of a small set, for metrics.

@@ -36,17 +36,38 @@ func parseTokens(text string) (map[string]Token, error) {
 // claims are what a service account token says of itself; see the bound service
 // account tokens of Kubernetes.
 type claims struct {
-	Subject    string  `json:"sub"`
-	Expires    float64 `json:"exp"` // seconds since 1970; 0: not told
+	Subject    string          `json:"sub"`
+	Audience   json.RawMessage `json:"aud"` // a text or a list of them
+	Expires    float64         `json:"exp"` // seconds since 1970; 0: not told
 	Kubernetes struct {
 		Namespace      string `json:"namespace"`
 		ServiceAccount struct {
 			Name string `json:"name"`
 		} `json:"serviceaccount"`
 		Pod struct {
-			UID string `json:"uid"`
+			Name string `json:"name"`
+			UID  string `json:"uid"`
 		} `json:"pod"`
 	} `json:"kubernetes.io"`
+}
+
+// Claimed returns what a service account token says of itself: whose it is, with
+// a pod's name and UID only where it is bound to one, and for which audiences.
+// Nothing is verified. It is not ok for anything but a service account's JWT.
+func Claimed(jwt Secret) (pod Pod, audiences []string, ok bool) {
+	c, ok := parseClaims(jwt.Reveal())
+	account, isAccount := strings.CutPrefix(c.Subject, "system:serviceaccount:")
+	namespace, name, whole := strings.Cut(account, ":")
+	if !ok || !isAccount || !whole {
+		return Pod{}, nil, false
+	}
+	if json.Unmarshal(c.Audience, &audiences) != nil {
+		audiences = make([]string, 1)
+		if json.Unmarshal(c.Audience, &audiences[0]) != nil {
+			return Pod{}, nil, false
+		}
+	}
+	return Pod{Name: c.Kubernetes.Pod.Name, Namespace: namespace, UID: c.Kubernetes.Pod.UID, ServiceAccount: name}, audiences, true
 }
 
 // TokenFor returns the pod's token for audience; an empty audience means "vault".

@@ -83,3 +83,30 @@ func TestTokenFor(t *testing.T) {
 		require.NoError(t, err)
 	})
 }
+
+func TestClaimed(t *testing.T) {
+	for _, row := range []struct {
+		name, token string
+		pod         Pod
+		audiences   []string
+	}{
+		{
+			"bound to a pod", jwt(`{"sub":"system:serviceaccount:shop:web","aud":["vault","api"],"kubernetes.io":{"pod":{"name":"web-0","uid":"u-1"}}}`),
+			Pod{Name: "web-0", Namespace: "shop", UID: "u-1", ServiceAccount: "web"},
+			[]string{"vault", "api"},
+		},
+		{"one audience", jwt(`{"sub":"system:serviceaccount:shop:web","aud":"vault"}`), Pod{Namespace: "shop", ServiceAccount: "web"}, []string{"vault"}},
+		{"no audience", jwt(`{"sub":"system:serviceaccount:shop:web"}`), Pod{}, nil},
+		{"odd audience", jwt(`{"sub":"system:serviceaccount:shop:web","aud":{"a":1}}`), Pod{}, nil},
+		{"a person's", jwt(`{"sub":"jane","aud":"vault"}`), Pod{}, nil},
+		{"no name", jwt(`{"sub":"system:serviceaccount:shop","aud":"vault"}`), Pod{}, nil},
+		{"no JWT", "hvs.canary", Pod{}, nil},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			pod, audiences, ok := Claimed(Secret(row.token))
+			require.Equal(t, row.pod, pod)
+			require.Equal(t, row.audiences, audiences)
+			require.Equal(t, row.audiences != nil, ok)
+		})
+	}
+}

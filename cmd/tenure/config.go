@@ -109,8 +109,10 @@ func (c *config) defineFlags(f *flag.FlagSet, env map[string]string) {
 	f.StringVar(&c.versionKey, "version-key-file", "", "`file` with the key of object versions, the same on all nodes; without it equal secrets have other versions on each node")
 	f.StringVar(&c.logLevel, "log-level", "info", "`level`: debug, info, warn or error")
 	f.StringVar(&c.logFormat, "log-format", "text", "`format`: text or json")
+	c.vault.defineFlags(f, env)
+}
 
-	v := &c.vault
+func (v *vaultFlags) defineFlags(f *flag.FlagSet, env map[string]string) {
 	if env["VAULT_ADDR"] != "" {
 		_ = list(&v.addrs)(env["VAULT_ADDR"])
 	}

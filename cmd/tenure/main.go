@@ -23,6 +23,7 @@ const usage = `Usage: tenure COMMAND [FLAGS]
 
 Commands:
   serve     give this node's pods their credentials and keep them fresh
+  mount     try a SecretProviderClass here, without a cluster
   status    show what the running daemon holds, and until when
   validate  check SecretProviderClasses in files, without a cluster
   version   print the version
@@ -53,6 +54,8 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch args[0] {
 	case "serve":
 		err = serve(ctx, args[1:], stdout, stderr)
+	case "mount":
+		err = mount(ctx, args[1:], stdout, stderr)
 	case "status":
 		err = status(ctx, args[1:], stdout)
 	case "validate":
@@ -68,13 +71,13 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	if bad := (*usageError)(nil); errors.As(err, &bad) {
-		fmt.Fprintf(stderr, "tenure %s: %v\nTry: tenure %s --help\n", args[0], bad, args[0])
-		return exitUsage
-	}
 	// One line a problem, each complete for someone who searches the log.
 	for line := range strings.Lines(err.Error()) {
 		fmt.Fprintf(stderr, "tenure %s: %s\n", args[0], strings.TrimRight(line, "\n"))
+	}
+	if bad := (*usageError)(nil); errors.As(err, &bad) {
+		fmt.Fprintf(stderr, "Try: tenure %s --help\n", args[0])
+		return exitUsage
 	}
 	return exitFailed
 }
@@ -82,24 +85,38 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 // usageError is a command line that can't be understood.
 type usageError struct{ error }
 
-// parse parses a command's flags. Asked for help, it prints the flags to stdout
-// and answers false.
-func parse(flags *flag.FlagSet, args []string, stdout io.Writer) (bool, error) {
+// parse parses a command's flags, and arguments between them into places. Asked
+// for help, it prints the flags to stdout and answers false.
+func parse(flags *flag.FlagSet, args []string, stdout io.Writer, places ...*string) (bool, error) {
 	flags.SetOutput(io.Discard)
 	flags.Usage = func() {}
-	err := flags.Parse(args)
-	if errors.Is(err, flag.ErrHelp) {
-		fmt.Fprintf(stdout, "Usage: tenure %s [FLAGS]\n\nFlags:\n", flags.Name())
-		flags.VisitAll(func(f *flag.Flag) { printFlag(stdout, f) })
-		return false, nil
+	for {
+		err := flags.Parse(args)
+		if errors.Is(err, flag.ErrHelp) {
+			fmt.Fprintf(stdout, "Usage: tenure %s\n\nFlags:\n", synopsis[flags.Name()])
+			flags.VisitAll(func(f *flag.Flag) { printFlag(stdout, f) })
+			return false, nil
+		}
+		if err != nil {
+			return false, &usageError{err}
+		}
+		if flags.NArg() == 0 {
+			return true, nil
+		}
+		if len(places) == 0 {
+			return false, &usageError{fmt.Errorf("unexpected argument %q", flags.Arg(0))}
+		}
+		*places[0] = flags.Arg(0)
+		places, args = places[1:], flags.Args()[1:]
 	}
-	if err != nil {
-		return false, &usageError{err}
-	}
-	if flags.NArg() > 0 {
-		return false, &usageError{fmt.Errorf("unexpected argument %q", flags.Arg(0))}
-	}
-	return true, nil
+}
+
+// synopsis is how a command is written, and what its help says before the flags.
+var synopsis = map[string]string{
+	"serve":    "serve [FLAGS]",
+	"status":   "status [FLAGS]",
+	"validate": "validate [FLAGS]",
+	"mount":    mountSynopsis,
 }
 
 func printFlag(w io.Writer, f *flag.Flag) {

@@ -85,7 +85,7 @@ func TestCommandLines(t *testing.T) {
 }
 
 func TestFlagsAreAsDocumented(t *testing.T) {
-	for _, name := range []string{"serve", "status", "validate"} {
+	for _, name := range []string{"serve", "mount", "status", "validate"} {
 		var stdout, stderr bytes.Buffer
 		require.Zero(t, command(t.Context(), []string{name, "--help"}, &stdout, &stderr))
 		require.Empty(t, stderr.String())

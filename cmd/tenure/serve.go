@@ -43,19 +43,29 @@ const (
 
 // serve is the daemon: it reads what the operator says and runs until ctx ends.
 func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	environ := os.Environ()
-	for _, entry := range environ {
-		if name, _, _ := strings.Cut(entry, "="); strings.HasPrefix(name, "VAULT_") {
-			if err := os.Unsetenv(name); err != nil { // no library is to find what was not meant for it
-				return fmt.Errorf("unsetting %s: %w", name, err)
-			}
-		}
+	environ, err := takeEnvironment()
+	if err != nil {
+		return err
 	}
 	c, err := parseConfig(args, environ, stdout)
 	if c == nil || err != nil {
 		return err
 	}
 	return run(ctx, c, c.logger(stderr))
+}
+
+// takeEnvironment returns the environment and unsets what is Vault's: no library
+// is to find what was not meant for it.
+func takeEnvironment() ([]string, error) {
+	environ := os.Environ()
+	for _, entry := range environ {
+		if name, _, _ := strings.Cut(entry, "="); strings.HasPrefix(name, "VAULT_") {
+			if err := os.Unsetenv(name); err != nil {
+				return nil, fmt.Errorf("unsetting %s: %w", name, err)
+			}
+		}
+	}
+	return environ, nil
 }
 
 // daemon is what run wires together.
@@ -148,18 +158,7 @@ func (c *config) warn(log *slog.Logger) {
 // open makes the parts that need nothing from each other, and reports all that
 // is wrong with them at once.
 func (d *daemon) open() (*vault.Source, *volume.Writer, []byte, error) {
-	v := d.config.vault
-	var first string
-	var others []string
-	if len(v.addrs) > 0 {
-		first, others = v.addrs[0], v.addrs[1:]
-	}
-	source, sourceErr := vault.New(vault.Config{
-		Addr: first, Alternates: others, AllowedAddrs: v.allowedAddrs, Mount: v.mount, Namespace: v.namespace,
-		CACert: v.caCert, CAPath: v.caDir, ClientCert: v.clientCert, ClientKey: v.clientKey, ServerName: v.serverName,
-		AllowSkipVerify: v.allowSkipVerify, TLSDir: v.tlsDir,
-		Logger: d.log, Registerer: d.metrics,
-	})
+	source, sourceErr := d.vault.source(d.log, d.metrics)
 	files, filesErr := volume.NewWriter(d.kubeletDir)
 	key, keyErr := readVersionKey(d.versionKey)
 	if err := errors.Join(sourceErr, filesErr, keyErr); err != nil {
@@ -169,6 +168,21 @@ func (d *daemon) open() (*vault.Source, *volume.Writer, []byte, error) {
 		return nil, nil, nil, err
 	}
 	return source, files, key, nil
+}
+
+// source returns a Source that works as the flags say.
+func (v vaultFlags) source(log *slog.Logger, metrics prometheus.Registerer) (*vault.Source, error) {
+	var first string
+	var others []string
+	if len(v.addrs) > 0 {
+		first, others = v.addrs[0], v.addrs[1:]
+	}
+	return vault.New(vault.Config{
+		Addr: first, Alternates: others, AllowedAddrs: v.allowedAddrs, Mount: v.mount, Namespace: v.namespace,
+		CACert: v.caCert, CAPath: v.caDir, ClientCert: v.clientCert, ClientKey: v.clientKey, ServerName: v.serverName,
+		AllowSkipVerify: v.allowSkipVerify, TLSDir: v.tlsDir,
+		Logger: log, Registerer: metrics,
+	})
 }
 
 // readVersionKey returns the key of object versions; nil without a file.

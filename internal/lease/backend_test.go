@@ -25,6 +25,7 @@ type backend struct {
 	leases map[string]*fakeLease
 	kv     map[string]string
 	lastID int
+	lent   string // the token that every login answers; empty: each has its own
 
 	fault func(op, path string) error // nil: none
 	after func(op, path string) error // after the effect: the reply is lost
@@ -171,6 +172,9 @@ func (b *backend) Login(ctx context.Context, by Caller, _ provider.Login, id pro
 		return Session{}, err
 	}
 	b.logins++
+	if b.lent != "" {
+		return b.borrowed(), b.leave("login", by.Pod.Name)
+	}
 	token := b.id("token")
 	b.tokens[token] = &fakeToken{made: time.Now(), expires: time.Now().Add(b.auth.ttl)}
 	s := Session{Token: provider.Secret(token), Accessor: "a-" + token, TTL: b.auth.ttl, Renewable: !b.auth.fixed, Revocable: true}

@@ -121,7 +121,7 @@ func (w *worker) login(g *grant, want *wanted, o order) error {
 	w.locked(func() { w.needsID = nil })
 	*g = grant{
 		Source: want.read.Source, Login: want.read.Login, Token: s.Token.Reveal(), Accessor: s.Accessor,
-		Opened: sent, Length: s.TTL, Jitter: jitter(), Renewable: s.Renewable, Revocable: s.Revocable, Pending: true,
+		Opened: sent, Length: s.TTL, Jitter: jitter(), Renewable: s.Renewable, Revocable: s.Revocable, Borrowed: s.Borrowed, Pending: true,
 	}
 	if s.MaxTTL > 0 {
 		g.End = sent.Add(s.MaxTTL)
@@ -145,7 +145,7 @@ func (w *worker) enter(a *attempt, g *grant) {
 	g.ID = w.rec.LastID
 	w.rec.Grants = append(w.rec.Grants, g)
 	a.grants[g.ID] = true
-	if !g.Revocable && g.Token != "" {
+	if !g.Revocable && !g.Borrowed && g.Token != "" {
 		w.log.Warn("the token can't be revoked: its credentials live to their end; "+
 			"set token_type=service on the Vault role to have them end with the pod", "role", g.Login.Role)
 	}

@@ -32,6 +32,7 @@ func (w *worker) maintain(ctx context.Context) {
 		w.saveBestEffort()
 	}
 	if w.endDue(ctx) {
+		w.settle(time.Now())
 		w.saveBestEffort()
 	}
 	if w.rec.Ended && len(w.rec.Grants) == 0 && len(w.strays) == 0 {

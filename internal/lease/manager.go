@@ -220,7 +220,7 @@ func (m *Manager) run() {
 			wait.Stop()
 			return
 		case <-sweep.C:
-			m.lookForEnds()
+			m.Sweep()
 		case <-wait.C:
 		case <-m.queue.changed:
 		}
@@ -231,9 +231,10 @@ func (m *Manager) run() {
 	}
 }
 
-// lookForEnds ends the volumes that are gone. Absence counts only while the pods
-// directory can be listed and is the one that was recorded.
-func (m *Manager) lookForEnds() {
+// Sweep ends the volumes that are gone, as the manager itself does every two
+// seconds. It waits for no backend. Absence counts only while the pods directory
+// can be listed and is the one that was recorded.
+func (m *Manager) Sweep() {
 	if m.checkRoot() != nil {
 		return
 	}

@@ -329,7 +329,7 @@ func clone(r *Record) *Record {
 		copied := grant{
 			ID: g.ID, Source: g.Source, Login: g.Login, Token: g.Token, Accessor: g.Accessor, Opened: g.Opened, Length: g.Length,
 			Expires: g.Expires, End: g.End, Due: g.Due, Retry: g.Retry, Tries: g.Tries, Jitter: g.Jitter, Renewable: g.Renewable,
-			Revocable: g.Revocable, Pending: g.Pending, Ending: g.Ending, Ends: slices.Clone(g.Ends),
+			Revocable: g.Revocable, Borrowed: g.Borrowed, Pending: g.Pending, Ending: g.Ending, Ends: slices.Clone(g.Ends),
 		}
 		c.Grants[i] = &copied
 	}

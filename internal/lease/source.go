@@ -57,6 +57,7 @@ type Session struct {
 	TTL       time.Duration   // life from now on; 0: without end
 	Renewable bool
 	Revocable bool          // false for batch tokens: EndSession must not be called
+	Borrowed  bool          // somebody's own token, with Revocable false: it is never ended, the leases under it are, one by one
 	MaxTTL    time.Duration // last possible end from now on; 0: not known or none
 }
 

@@ -66,6 +66,7 @@ type grant struct {
 	Jitter    float64        `json:"jitter"`
 	Renewable bool           `json:"renewable,omitempty"`
 	Revocable bool           `json:"revocable,omitempty"`
+	Borrowed  bool           `json:"borrowed,omitempty"`
 	Pending   bool           `json:"pending,omitempty"` // no swap has adopted it yet
 	Ending    bool           `json:"ending,omitempty"`  // its end is owed
 	Ends      []leaseEnd     `json:"ends,omitempty"`    // ends owed of single leases under it
@@ -193,7 +194,7 @@ func (r *Record) end(l *lease) time.Time {
 func (g *grant) session() Session {
 	return Session{
 		Login: g.Login, Token: provider.Secret(g.Token), Accessor: g.Accessor,
-		TTL: g.Length, Renewable: g.Renewable, Revocable: g.Revocable,
+		TTL: g.Length, Renewable: g.Renewable, Revocable: g.Revocable, Borrowed: g.Borrowed,
 	}
 }
 
@@ -231,7 +232,7 @@ func (r *Record) settle(now time.Time, held map[int]bool) {
 		}
 	}
 	for _, g := range r.Grants {
-		if !needed[g.ID] && !held[g.ID] && !g.Ending {
+		if !needed[g.ID] && !held[g.ID] && !g.Ending && !g.Borrowed {
 			g.Ending, g.Tries, g.Retry, g.Ends = true, 0, now, nil
 		}
 	}
@@ -241,9 +242,11 @@ func (r *Record) settle(now time.Time, held map[int]bool) {
 		}
 	}
 	r.Leases = slices.DeleteFunc(r.Leases, func(l *lease) bool { return !keep[l.ID] })
-	// A token that can't be revoked lives to its end; nothing more can be done.
+	// A token that can't be revoked lives to its end; nothing more can be done. A
+	// borrowed one is let go of once the leases under it have ended.
 	r.Grants = slices.DeleteFunc(r.Grants, func(g *grant) bool {
-		return g.Ending && g.inFlight == 0 && (g.Token == "" || !g.Revocable)
+		idle := g.Ending || g.Borrowed && !needed[g.ID] && !held[g.ID] && len(g.Ends) == 0
+		return idle && g.inFlight == 0 && (g.Token == "" || !g.Revocable)
 	})
 }
 

@@ -28,6 +28,7 @@ type VolumeStatus struct {
 
 // LeaseStatus is what one read gave.
 type LeaseStatus struct {
+	ID        int       `json:"id"` // within the volume: another one after a replacement
 	Objects   []string  `json:"objects"`
 	Tenant    string    `json:"tenant,omitempty"`
 	State     string    `json:"state"` // live or expired
@@ -65,7 +66,7 @@ func (w *worker) status(now time.Time) VolumeStatus {
 	v := VolumeStatus{Namespace: r.Pod.Namespace, Pod: r.Pod.Name, PodUID: r.Pod.UID, Target: r.Target, State: Live, Answered: w.answered, Leases: []LeaseStatus{}}
 	for _, l := range r.current() {
 		s := LeaseStatus{
-			Tenant: l.Tenant, State: Live, Kind: l.Kind.String(), Reason: l.Reason, Issued: l.Issued,
+			ID: l.ID, Tenant: l.Tenant, State: Live, Kind: l.Kind.String(), Reason: l.Reason, Issued: l.Issued,
 			Expires: r.end(l), Next: l.at(), Renewable: l.Renewable, Problem: l.Problem,
 		}
 		for _, o := range l.Objects {

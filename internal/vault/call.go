@@ -28,6 +28,7 @@ type operation string
 
 const (
 	opLogin      operation = "login"
+	opLookup     operation = "lookup_token"
 	opRead       operation = "read"
 	opRenewToken operation = "renew_token"
 	opRenewLease operation = "renew_lease"
@@ -42,6 +43,7 @@ type call struct {
 	login    provider.Login
 	to       target          // of login
 	token    provider.Secret // empty at login
+	borrowed bool            // the token is somebody's own, and no role's
 	accessor string          // of the token, for the log
 	method   string
 	path     string // without leading "/" and "v1/"

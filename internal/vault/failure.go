@@ -20,9 +20,11 @@ import (
 func (c call) about() string {
 	switch c.op {
 	case opLogin:
-		return fmt.Sprintf("logging in to Vault at %s with %s at auth/%s", c.to.addr, c.role(), bounded(c.to.mount))
+		return fmt.Sprintf("logging in to Vault at %s with %s at auth/%s", c.to.addr, c.holder(), bounded(c.to.mount))
 	case opRead:
-		return fmt.Sprintf("asking Vault at %s for %q with %s", c.to.addr, bounded(c.path), c.role())
+		return fmt.Sprintf("asking Vault at %s for %q with %s", c.to.addr, bounded(c.path), c.holder())
+	case opLookup:
+		return "looking up the token at Vault at " + c.to.addr
 	case opRenewToken:
 		return "renewing the token of Vault at " + c.to.addr
 	case opEndToken:
@@ -33,9 +35,12 @@ func (c call) about() string {
 	return "renewing a lease of Vault at " + c.to.addr
 }
 
-// role names the Vault role that a call's login is for.
-func (c call) role() string {
-	if c.login.Method == approle {
+// holder says whose policies decide.
+func (c call) holder() string {
+	switch {
+	case c.borrowed:
+		return "this token"
+	case c.login.Method == approle:
 		return "the pod's AppRole"
 	}
 	return fmt.Sprintf("Vault role %q", bounded(c.to.role))
@@ -123,7 +128,7 @@ func forbidden(c call, a answer) *lease.Failure {
 	if c.method == http.MethodGet {
 		capability = "read"
 	}
-	remedy := fmt.Sprintf("add path %q { capabilities = [%q] } to a policy of %s", c.path, capability, c.role())
+	remedy := fmt.Sprintf("add path %q { capabilities = [%q] } to a policy of %s", c.path, capability, c.holder())
 	if c.op != opRead {
 		remedy += "; Vault's default policy has it, unless the role has token_no_default_policy"
 	}

@@ -109,7 +109,7 @@ func (s *Source) call(op operation, by lease.Caller, se lease.Session, method, p
 	if err != nil {
 		return call{}, &lease.Failure{Problem: *err, Verdict: lease.Wrong}
 	}
-	return call{op: op, by: by, login: se.Login, to: to, token: se.Token, accessor: se.Accessor, method: method, path: path}, nil
+	return call{op: op, by: by, login: se.Login, to: to, token: se.Token, borrowed: se.Borrowed, accessor: se.Accessor, method: method, path: path}, nil
 }
 
 // senseless is the Failure of a renewal that answered 200 without what it was asked.

@@ -1,0 +1,329 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/tenure-csi/tenure/internal/lease"
+)
+
+const trySPC = `apiVersion: v1
+kind: Pod
+---
+apiVersion: secrets-store.csi.x-k8s.io/v1
+kind: SecretProviderClass
+metadata: {name: greeting}
+spec:
+  provider: tenure
+  parameters:
+    roleName: app
+    objects: |
+      - {objectName: hello, secretPath: kv/hello, secretKey: text}
+      - {objectName: all/of.json, secretPath: kv/hello, format: json, filePermission: 0400}
+`
+
+// jwt is an unsigned service account token.
+func jwt(claims map[string]any) string {
+	part := func(v any) string {
+		raw, _ := json.Marshal(v)
+		return base64.RawURLEncoding.EncodeToString(raw)
+	}
+	return part(map[string]string{"alg": "RS256"}) + "." + part(claims) + ".c2ln"
+}
+
+func shopToken() string {
+	return jwt(map[string]any{"sub": "system:serviceaccount:shop:web", "aud": []string{"vault"}, "exp": time.Now().Add(time.Hour).Unix()})
+}
+
+// try is a directory with what a trial reads.
+func try(t *testing.T, spc, token string) (dir string, args []string) {
+	t.Helper()
+	dir = t.TempDir()
+	file, tokenFile := filepath.Join(dir, "spc.yaml"), filepath.Join(dir, "token")
+	require.NoError(t, os.WriteFile(file, []byte(spc), 0o600))
+	require.NoError(t, os.WriteFile(tokenFile, []byte(token+"\n"), 0o600))
+	return dir, []string{"mount", "-f", file, "--token-file", tokenFile}
+}
+
+// greeter is a Vault with one KV secret. It answers the requests that it saw.
+func greeter(t *testing.T) (addr string, seen func() []string) {
+	t.Helper()
+	var mu sync.Mutex
+	var requests []string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		requests = append(requests, r.Method+" "+r.URL.Path)
+		mu.Unlock()
+		switch r.URL.Path {
+		case "/v1/auth/kubernetes/login":
+			_, _ = w.Write([]byte(`{"auth":{"client_token":"hvs.canary","accessor":"acc","lease_duration":3600,"renewable":true,"token_type":"service"}}`))
+		case "/v1/auth/token/lookup-self":
+			_, _ = w.Write([]byte(`{"data":{"accessor":"mine","ttl":3600,"renewable":true}}`))
+		case "/v1/kv/hello":
+			_, _ = w.Write([]byte(`{"mount_type":"kv","lease_duration":2764800,"data":{"text":"hi\u001b[2J there"}}`))
+		case "/v1/auth/token/revoke-self":
+			w.WriteHeader(http.StatusNoContent)
+		default:
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = w.Write([]byte(`{"errors":[]}`))
+		}
+	}))
+	t.Cleanup(srv.Close)
+	return srv.URL, func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		return requests
+	}
+}
+
+// trials are the private trees on the tmpfs.
+func trials(t *testing.T, tmpfs string) []string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(tmpfs, "tenure-mount-*"))
+	require.NoError(t, err)
+	return found
+}
+
+// tmpfs is a directory of the test's own on one.
+func tmpfs(t *testing.T) string { return newNode(t).root }
+
+func TestMountShowsAndEnds(t *testing.T) {
+	dir, args := try(t, trySPC, shopToken())
+	addr, seen := greeter(t)
+	shm, link := tmpfs(t), filepath.Join(dir, "link")
+	var stdout, stderr bytes.Buffer
+	args = append(args, "--vault-addr", addr, link, "--show", "--tmpfs", shm)
+	require.Zero(t, command(t.Context(), args, &stdout, &stderr), stderr.String())
+	require.Empty(t, stderr.String())
+	golden(t, "mount.golden", masked(stdout.String(), link))
+	require.NoFileExists(t, link)
+	require.Empty(t, trials(t, shm))
+	require.Equal(t, []string{"POST /v1/auth/kubernetes/login", "GET /v1/kv/hello", "POST /v1/auth/token/revoke-self"}, seen())
+}
+
+// masked replaces what differs from run to run.
+func masked(text, link string) []byte {
+	lines := strings.Split(strings.ReplaceAll(text, link, "LINK"), "\n")
+	for i, line := range lines {
+		if _, rest, ok := strings.Cut(line, " UTC: "); ok {
+			lines[i] = "NOW: " + rest
+		}
+		if strings.HasPrefix(line, "shop ") { // when KV is looked at next is drawn
+			fields := strings.Fields(line)
+			fields[5] = "NEXT"
+			lines[i] = strings.Join(fields, "  ")
+		}
+	}
+	text = regexp.MustCompile(`\d+:\d+ `).ReplaceAllString(strings.Join(lines, "\n"), "OWNER ")
+	return regexp.MustCompile(` {2,}`).ReplaceAll([]byte(text), []byte("  ")) // widths follow the values
+}
+
+// TestMountKeeps also uses a Vault token of a person's own.
+func TestMountKeeps(t *testing.T) {
+	dir, args := try(t, trySPC, "hvs.mine")
+	addr, seen := greeter(t)
+	shm, link := tmpfs(t), filepath.Join(dir, "link")
+	args[3] = "--vault-token-file"
+	var stdout, stderr bytes.Buffer
+	require.Zero(t, command(t.Context(), append(args, "--vault-addr", addr, "--keep", "--tmpfs", shm, link), &stdout, &stderr), stderr.String())
+	text, err := os.ReadFile(filepath.Join(link, "hello"))
+	require.NoError(t, err)
+	require.Equal(t, "hi\x1b[2J there", string(text))
+	require.Len(t, trials(t, shm), 1)
+	require.Contains(t, stdout.String(), "To remove them: rm -r "+trials(t, shm)[0]+" "+link+"\n")
+	require.Equal(t, []string{"GET /v1/auth/token/lookup-self", "GET /v1/kv/hello"}, seen(), "somebody's own token is not revoked")
+	require.NoError(t, filepath.WalkDir(shm, func(path string, d os.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			text, readErr := os.ReadFile(path)
+			require.NoError(t, readErr)
+			require.NotContains(t, string(text), "hvs.mine", path)
+		}
+		return err
+	}))
+}
+
+func TestMountRefuses(t *testing.T) {
+	shm := tmpfs(t)
+	claims := func(more map[string]any) string {
+		more["exp"] = time.Now().Add(time.Hour).Unix()
+		return jwt(more)
+	}
+	good := shopToken()
+	for _, row := range []struct {
+		name, spc, token string
+		args             []string
+		want             string // of the error, with DIR for the directory
+	}{
+		{"no SPC", "kind: Pod", good, nil, "reading DIR/spc.yaml: there is no SecretProviderClass in it"},
+		{"bad YAML", "a: [", good, nil, "reading DIR/spc.yaml: line 1: did not find expected node content"},
+		{"another provider", strings.Replace(trySPC, "tenure", "azure", 1), good, nil, `reading DIR/spc.yaml: spec.provider of "greeting" is "azure", and the driver would ask that provider; set tenure`},
+		{"no JWT", trySPC, "hvs.canary", nil, "reading --token-file: DIR/token holds no service account token; make one with: kubectl create token NAME --namespace default --audience vault"},
+		{"another account", trySPC, good, []string{"--service-account=api"}, "reading --token-file: the token is of service account shop/web, not shop/api; make one with: kubectl create token api --namespace shop --audience vault"},
+		{
+			"another namespace", strings.Replace(trySPC, "name: greeting", "name: greeting, namespace: shop", 1), good,
+			[]string{"--namespace=x"},
+			"the SecretProviderClass is of namespace shop, and pods of namespace x can't mount it; leave --namespace out",
+		},
+		{"no tmpfs", trySPC, good, []string{"--tmpfs=/proc"}, "looking at --tmpfs /proc: it is no tmpfs, and secrets must not reach a disk; name a directory of one, such as /dev/shm or below /run"},
+		{"DIR is there", trySPC, good, []string{"/proc"}, "linking /proc to the volume: something is there; name another DIR, or remove it first"},
+		{"an SPC's mistake", strings.Replace(trySPC, "secretPath: kv/hello, secretKey", "secretPth: kv/hello, secretKey", 1), good, nil, `object "hello", field "secretPth": is no field of an object; did you mean secretPath? | object "hello", field "secretPath": is missing; write the path to read in Vault, like secret/data/app or database/creds/app`},
+		{
+			"another audience", trySPC, claims(map[string]any{"sub": "system:serviceaccount:shop:web", "aud": "api"}), nil,
+			`object "hello", field "audience": the pod's service account token for audience "vault" did not come with the Mount call (audiences that came: "api"); ` +
+				`in the CSIDriver secrets-store.csi.k8s.io set tokenRequests: [{audience: "vault"}], beside those it has, and requiresRepublish: true` +
+				"\ntenure mount: here, without a cluster: make one with: kubectl create token web --namespace shop --audience vault",
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			dir, args := try(t, row.spc, row.token)
+			var stdout, stderr bytes.Buffer
+			args = append(args, "--vault-addr=http://127.0.0.1:1", "--tmpfs="+shm)
+			require.Equal(t, exitFailed, command(t.Context(), append(args, row.args...), &stdout, &stderr))
+			require.Equal(t, "tenure mount: "+row.want+"\n", strings.ReplaceAll(stderr.String(), dir, "DIR"))
+			require.Empty(t, stdout.String())
+			require.Empty(t, trials(t, shm))
+		})
+	}
+}
+
+// TestMountInterrupted: what waits for a Vault that is away ends at once.
+func TestMountInterrupted(t *testing.T) {
+	_, args := try(t, trySPC, shopToken())
+	shm := tmpfs(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	addr := away(t, cancel)
+	var stdout, stderr bytes.Buffer
+	require.Equal(t, exitFailed, command(ctx, append(args, "--vault-addr", addr, "--tmpfs", shm), &stdout, &stderr))
+	require.Contains(t, stderr.String(), "tenure mount: interrupted before the volume was written\n")
+	require.Empty(t, trials(t, shm))
+}
+
+// away is a Vault that is sealed; asked calls f.
+func away(t *testing.T, asked func()) string {
+	t.Helper()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = w.Write([]byte(`{"errors":["Vault is sealed"]}`))
+		asked()
+	}))
+	t.Cleanup(srv.Close)
+	return srv.URL
+}
+
+func TestMountCommandLines(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		args []string
+		want []string
+	}{
+		{"nothing", nil, []string{
+			"-f is missing; name the file with the SecretProviderClass",
+			"there is nothing to log in with; give a service account's --token-file, or a --vault-token-file",
+		}},
+		{"two tokens", []string{"-f=x", "--token-file=a", "--vault-token-file=b"}, []string{"--token-file and --vault-token-file are both given; choose one"}},
+		{"whose Vault", []string{"-f=x", "--vault-token-file=b"}, []string{"--vault-token-file needs --vault-addr, so that nothing but your own choice decides where the token is sent"}},
+		{"the SPC's Vault", []string{"-f=x", "--vault-token-file=b", "--vault-addr=http://v", "--allowed-vault-addrs=http://w"}, []string{
+			"--allowed-vault-addrs would let the SecretProviderClass choose where your Vault token is sent; leave it out",
+		}},
+		{"one standard input", []string{"-f=-", "--token-file=-"}, []string{"- is given twice, and the standard input can be read once; put one of them into a file"}},
+		{"two directories", []string{"-f=x", "a", "--watch", "b"}, []string{`unexpected argument "b"`}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			require.Equal(t, exitUsage, command(t.Context(), append([]string{"mount"}, row.args...), &stdout, &stderr))
+			require.Equal(t, "tenure mount: "+strings.Join(row.want, "\ntenure mount: ")+"\nTry: tenure mount --help\n", stderr.String())
+		})
+	}
+}
+
+func TestMountUsesNoTokenOfTheEnvironment(t *testing.T) {
+	o, err := parseMount([]string{"-f=x", "a", "--vault-token-file=b"}, []string{"VAULT_TOKEN=hvs.canary", "VAULT_ADDR=https://v"}, nil)
+	require.NoError(t, err)
+	require.True(t, o.deaf)
+	require.Equal(t, "a", o.dir)
+	require.Equal(t, []string{"https://v"}, o.vault.addrs)
+}
+
+func TestReadSPC(t *testing.T) {
+	spc := func(name, spec string) string {
+		return "apiVersion: secrets-store.csi.x-k8s.io/v1\nkind: SecretProviderClass\nmetadata: {name: " + name + "}\nspec: " + spec + "\n---\n"
+	}
+	two := spc("a", "{provider: tenure}") + spc("b", "{provider: vault, parameters: {roleName: x}}")
+	for _, row := range []struct{ name, text, choice, want, error string }{
+		{"the only one", trySPC, "", "greeting", ""},
+		{"named", two, "b", "b", ""},
+		{"several", two, "", "", "there are several SecretProviderClasses in it (a, b); choose one with --name"},
+		{"unknown", two, "c", "", `there is no SecretProviderClass "c" in it, but a, b; correct --name`},
+		{"empty", "", "", "", "there is no SecretProviderClass in it"},
+		{"another group", strings.Replace(spc("a", "{}"), "secrets-store", "x", 1), "", "", "there is no SecretProviderClass in it"},
+		{"misplaced", spc("a", "{provider: tenure, objects: x}"), "", "", `SecretProviderClass "a": spec.objects is no field that the API server knows; what the provider reads stands below spec.parameters`},
+		{"boolean", spc("a", "{parameters: {vaultSkipTLSVerify: true}}"), "", "", `SecretProviderClass "a": spec.parameters.vaultSkipTLSVerify is no text, and the API server takes nothing else; put it in quotes, or write | after the colon for several lines`},
+		{"list", spc("a", "{parameters: {objects: [{objectName: x}]}}"), "", "", `SecretProviderClass "a": spec.parameters.objects is no text, and the API server takes nothing else; put it in quotes, or write | after the colon for several lines`},
+		{"text", spc("a", "hello"), "", "", `SecretProviderClass "a": spec is no mapping`},
+		{"parameters", spc("a", "{parameters: hello}"), "", "", `SecretProviderClass "a": spec.parameters is no mapping`},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			got, err := readSPC(strings.NewReader(row.text), row.choice)
+			if row.error != "" {
+				require.EqualError(t, err, row.error)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, row.want, got.name)
+		})
+	}
+}
+
+func TestChanges(t *testing.T) {
+	now := time.Date(2026, 11, 21, 21, 0, 0, 0, time.Local)
+	one := func(id int, end time.Duration, why lease.Reason, problem string) lease.VolumeStatus {
+		l := lease.LeaseStatus{ID: id, Objects: []string{"db"}, State: lease.Live, Reason: why, Problem: problem}
+		if end != 0 {
+			l.Expires = now.Add(end)
+		}
+		if end < 0 {
+			l.State = lease.Expired
+		}
+		return lease.VolumeStatus{Leases: []lease.LeaseStatus{l}}
+	}
+	var out bytes.Buffer
+	was := one(1, time.Minute, lease.First, "")
+	for _, row := range []struct {
+		name    string
+		was, is lease.VolumeStatus
+	}{
+		{"nothing", was, was},
+		{"renewed", was, one(1, time.Hour, lease.First, "")},
+		{"shortened", one(1, time.Hour, lease.First, ""), was},
+		{"trouble", was, one(1, time.Minute, lease.First, "Vault is sealed")},
+		{"trouble goes on", one(1, time.Minute, lease.First, "Vault is sealed"), one(1, time.Minute, lease.First, "Vault is sealed")},
+		{"expired", was, one(1, -time.Second, lease.First, "")},
+		{"expired already", one(1, -time.Second, lease.First, ""), one(1, -time.Second, lease.First, "")},
+		{"scheduled", was, one(2, time.Hour, lease.Scheduled, "")},
+		{"truncated", was, one(2, time.Hour, lease.Truncated, "")},
+		{"lost", was, one(2, time.Hour, lease.Lost, "")},
+		{"token", was, one(2, time.Hour, lease.TokenEnd, "")},
+		{"spec", was, one(2, time.Hour, lease.SpecEdit, "")},
+		{"content", one(1, 0, lease.First, ""), one(2, 0, lease.Content, "")},
+		{"volume", was, lease.VolumeStatus{Problem: "no fresh token", Leases: was.Leases}},
+	} {
+		out.WriteString(row.name + "\n")
+		for _, line := range changes(row.was, row.is, now) {
+			out.WriteString("  " + line + "\n")
+		}
+	}
+	golden(t, "changes.golden", out.Bytes())
+}
