@@ -36,6 +36,10 @@ integration: setup-test build vaultd bin/totals ## run the tests against a real 
 conformance: setup-postgres build vaultd ## run the HashiCorp provider's cases through the CSI driver's own client: a line a case
 	@cd test/conformance && go test -count=1
 
+.PHONY: faults
+faults: setup-postgres build vaultd ## run the table of faults and kills against real parts: a line a case, and the count
+	@cd test/faults && go test -count=1 -timeout=20m
+
 .PHONY: race
 race: setup-race bin/totals ## run the product's tests under the race detector
 	@CGO_ENABLED=1 bin/totals 'go test -json -race -short -timeout=20m $(PRODUCT)'

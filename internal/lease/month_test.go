@@ -142,8 +142,9 @@ func (s *simulation) endAll() {
 
 func TestMonthUndisturbed(t *testing.T) {
 	if testing.Short() {
-		t.Skip("a simulated month takes some seconds; -short leaves it out")
+		t.Skip("a simulated month takes a minute; -short leaves it out")
 	}
+	t.Parallel()
 	scene(t, func(t *testing.T, n *node) {
 		s := newSimulation(t, n)
 		for range fleet {
@@ -179,8 +180,9 @@ func TestMonthUndisturbed(t *testing.T) {
 
 func TestMonthOfFaults(t *testing.T) {
 	if testing.Short() {
-		t.Skip("a simulated month takes some seconds; -short leaves it out")
+		t.Skip("a simulated month takes a minute; -short leaves it out")
 	}
+	t.Parallel()
 	scene(t, func(t *testing.T, n *node) {
 		s := newSimulation(t, n)
 		for range fleet {
