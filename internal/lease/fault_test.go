@@ -462,3 +462,20 @@ func TestClockSteps(t *testing.T) {
 	require.False(t, isDue(now, now.Add(time.Hour), now.Add(-time.Minute)))
 	require.False(t, isDue(now, time.Time{}, now.Add(time.Minute)), "never due")
 }
+
+func TestTokenThatIsDeadAtOnceIsFollowedByAnother(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		p := n.withOrders(time.Hour, 24*time.Hour)
+		first := true
+		n.backend.set(func(op, _ string) error {
+			if op == "read" && first {
+				first = false
+				return errDead
+			}
+			return nil
+		})
+		require.NoError(t, p.mount())
+		require.True(t, p.works())
+		require.Equal(t, 2, n.backend.logins)
+	})
+}

@@ -154,12 +154,13 @@ func (w *worker) obtain(a *attempt, missing []*wanted, o order) error {
 }
 
 // repeatable reports whether a failed call may be made again at once: the fault
-// may pass, and nothing was made.
+// may pass, and nothing was made. A token that is dead at its first use is
+// followed by another login.
 func repeatable(err error) bool {
 	var all provider.Errors
 	if !errors.As(err, &all) {
 		var f *Failure
-		return errors.As(err, &f) && f.Problem.Class.Passing() && !f.MayHaveMinted
+		return errors.As(err, &f) && (f.Problem.Class.Passing() || f.Verdict == DeadAuth) && !f.MayHaveMinted
 	}
 	return !slices.ContainsFunc(all, func(e *provider.Error) bool { return !repeatable(e) })
 }
