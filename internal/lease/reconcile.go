@@ -333,6 +333,10 @@ func (w *worker) write(gen *generation, files []volume.File, o order, now time.T
 	w.mu.Lock()
 	w.rec.Pending = gen
 	w.mu.Unlock()
+	foreign, lookErr := w.m.Files.Current(w.rec.Target)
+	if lookErr != nil || w.rec.Current != nil && foreign == w.rec.Current.Dir {
+		foreign = "" // nothing, or our own
+	}
 	err := w.save()
 	if err == nil {
 		g := volume.Generation{Dir: gen.Dir, Files: files}
@@ -352,6 +356,9 @@ func (w *worker) write(gen *generation, files []volume.File, o order, now time.T
 		return err
 	}
 	w.adoptGeneration(gen, now)
+	if foreign != "" { // what another provider wrote goes like a generation of ours
+		w.rec.Retired = append(w.rec.Retired, retired{Dir: foreign, Until: now.Add(minRetain)})
+	}
 	w.carried(o)
 	w.recent = nil
 	if !slices.ContainsFunc(files, func(f volume.File) bool { return f.Keep }) {
