@@ -30,7 +30,7 @@ func TestTakeOver(t *testing.T) {
 		theirs = append(theirs, &v1alpha1.File{Path: name, Mode: 0o644, Contents: []byte("theirs")})
 	}
 	require.NoError(t, fileutil.WritePayloads(v.Target, theirs))
-	require.Equal(t, "theirs", string(read(t, v, "db.conf")))
+	require.Equal(t, "theirs", read(t, v, "db.conf"))
 
 	require.NoError(t, s.daemon.Restart(t.Context()))
 	missing, stop := make(chan bool), make(chan struct{})
@@ -50,7 +50,7 @@ func TestTakeOver(t *testing.T) {
 	require.NoError(t, err)
 	require.False(t, <-missing, "the file was never gone")
 
-	require.Contains(t, string(read(t, v, "db.conf")), "user=")
+	require.Contains(t, read(t, v, "db.conf"), "user=")
 	files, err := v.Files()
 	require.NoError(t, err)
 	require.Equal(t, []string{"db.conf"}, files, "what only the other provider wrote is gone")
