@@ -69,7 +69,13 @@ func (d *desk) link() string { return filepath.Join(d.dir, "secrets") }
 // start runs tenure mount, which a failing test kills.
 func (d *desk) start(t *testing.T, flags ...string) *fixture.Command {
 	t.Helper()
-	args := append([]string{"mount", "-f", filepath.Join(d.dir, "spc.yaml"), "--vault-addr", stack.Vault.Addr, "--tmpfs", d.shm, d.link()}, d.who...)
+	return d.startAt(t, stack.Vault.Addr, flags...)
+}
+
+// startAt is start with an address of Vault.
+func (d *desk) startAt(t *testing.T, vault string, flags ...string) *fixture.Command {
+	t.Helper()
+	args := append([]string{"mount", "-f", filepath.Join(d.dir, "spc.yaml"), "--vault-addr", vault, "--tmpfs", d.shm, d.link()}, d.who...)
 	c, err := fixture.StartCommand(append(args, flags...)...)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, c.Kill()) })
@@ -213,7 +219,7 @@ func TestMountCommandWithVaultAway(t *testing.T) {
 	t.Parallel()
 	d := newDesk(t, fixture.ScopeOptions{})
 	proxy := fixture.ProxyFor(t, stack.Vault.Addr)
-	c := d.start(t, "--watch", "--vault-addr", proxy.URL())
+	c := d.startAt(t, proxy.URL(), "--watch")
 	d.says(t, c, "Watching")
 	proxy.Down()
 	require.NoError(t, c.Interrupt())
