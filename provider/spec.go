@@ -45,13 +45,25 @@ type Connection struct {
 
 // Read is one question to a backend. Objects with equal reads share one answer.
 type Read struct {
-	Source string         `json:",omitzero"` // "vault"
+	Source string         `json:",omitzero"` // "vault", "aws-sts" or "rds-iam"
 	Tenant string         `json:",omitzero"`
 	Login  Login          `json:",omitzero"`
 	Method string         `json:",omitzero"` // "GET", "PUT" or "POST"
 	Path   string         `json:",omitzero"` // cleaned, without leading "/" and "v1/", without query
 	Query  url.Values     `json:",omitzero"` // parameters that stood behind "?" in secretPath
 	Args   map[string]any `json:",omitzero"` // secretArgs, the body of a PUT or POST
+	AWS    AWS            `json:",omitzero"` // what the sources aws-sts and rds-iam are asked for
+}
+
+// AWS is what a read without Vault asks AWS for. With Identity "node" the SPC
+// names a tenant only: the cluster's tenant bindings fill in all the rest.
+type AWS struct {
+	Identity      string            `json:",omitzero"` // "pod": its web identity token; "pod-identity": EKS Pod Identity's agent; "node": the daemon's own
+	RoleARN       string            `json:",omitzero"` // the role to assume
+	SessionPolicy string            `json:",omitzero"` // compact JSON with sorted keys; empty: none
+	SessionTags   map[string]string `json:",omitzero"`
+	Region        string            `json:",omitzero"` // empty: the daemon's
+	TTL           time.Duration     `json:",omitzero"` // life to ask for; 0: an hour
 }
 
 // Login is how the pod's identity becomes a Vault token, as the SPC says it.
