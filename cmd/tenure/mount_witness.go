@@ -134,10 +134,13 @@ func (w *witness) Read(ctx context.Context, by lease.Caller, s lease.Session, r 
 	defer w.returned()
 	issued, err := w.Source.Read(ctx, by, s, r)
 	w.saw(s, err, func() {
-		if s.Borrowed && issued.LeaseID != "" {
+		until := time.Now().Add(issued.TTL)
+		switch {
+		case issued.LeaseID == "" && issued.Kind == lease.Leased:
+			w.held[r.Path+until.String()] = held{what: "what " + r.Path + " gave, which has no lease", until: until, fixed: true}
+		case s.Borrowed && issued.LeaseID != "":
 			w.held[issued.LeaseID] = held{
-				what: "the lease " + issued.LeaseID, command: "vault lease revoke " + issued.LeaseID,
-				until: time.Now().Add(issued.TTL), fixed: !issued.Renewable,
+				what: "the lease " + issued.LeaseID, command: "vault lease revoke " + issued.LeaseID, until: until, fixed: !issued.Renewable,
 			}
 		}
 	})

@@ -180,7 +180,7 @@ func (v vaultFlags) source(log *slog.Logger, metrics prometheus.Registerer) (*va
 	return vault.New(vault.Config{
 		Addr: first, Alternates: others, AllowedAddrs: v.allowedAddrs, Mount: v.mount, Namespace: v.namespace,
 		CACert: v.caCert, CAPath: v.caDir, ClientCert: v.clientCert, ClientKey: v.clientKey, ServerName: v.serverName,
-		AllowSkipVerify: v.allowSkipVerify, TLSDir: v.tlsDir,
+		AllowSkipVerify: v.allowSkipVerify, TLSDir: v.tlsDir, AWSServerID: v.awsServerID, KeyDelay: v.awsKeyDelay,
 		Logger: log, Registerer: metrics,
 	})
 }
