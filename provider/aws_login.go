@@ -1,21 +1,6 @@
 package provider
 
-import (
-	"cmp"
-	"regexp"
-)
-
-const (
-	podIdentity  = "pod"
-	nodeIdentity = "node"
-
-	// stsAudience is what AWS expects in a pod's token, as EKS sets it up.
-	stsAudience = "sts.amazonaws.com"
-
-	roleARNExample = "arn:aws:iam::123456789012:role/orders"
-)
-
-var roleARN = regexp.MustCompile(`^arn:(aws[a-z-]*):iam::[0-9]{12}:role/([\w+=,.@-]+/)*[\w+=,.@-]{1,64}$`)
+import "cmp"
 
 // awsProof reads whose identity at AWS logs in, after the rest of the login.
 func (p *parser) awsProof(l *Login) {
@@ -29,16 +14,16 @@ func (p *parser) awsProof(l *Login) {
 		return
 	}
 	fail := func(cause, remedy string) { p.fail("", "vaultAwsRoleArn", cause, remedy) }
-	switch l.AWSIdentity = cmp.Or(identity, podIdentity); l.AWSIdentity {
-	case podIdentity:
-		l.Audience = cmp.Or(l.Audience, stsAudience)
+	switch l.AWSIdentity = cmp.Or(identity, PodIdentity); l.AWSIdentity {
+	case PodIdentity:
+		l.Audience = cmp.Or(l.Audience, STSAudience)
 		l.AWSRoleARN = p.replace(arn, fail)
 		if p.request.Attributes["vaultAwsRoleArn"] == "" {
 			fail("is missing", "set the IAM role that the pod's service account may assume, like "+roleARNExample)
-		} else if arn != "" && !roleARN.MatchString(l.AWSRoleARN) {
+		} else if arn != "" && PartitionOfRole(l.AWSRoleARN) == "" {
 			fail(quote(l.AWSRoleARN)+" is no ARN of an IAM role", "write it like "+roleARNExample)
 		}
-	case nodeIdentity:
+	case NodeIdentity:
 		if arn != "" {
 			fail("is set, but awsIdentity is node", "leave it out: the daemon logs in with its own credentials as they are")
 		}

@@ -20,9 +20,6 @@ import (
 // it on to STS, which tells whose signature it is.
 const awsLogin = "aws"
 
-// nodeIdentity is the provider.Login's AWSIdentity that is the daemon's own.
-const nodeIdentity = "node"
-
 // serverIDHeader is X-Vault-AWS-IAM-Server-ID as Go writes it. It binds such a
 // request to one Vault, so that another that got it can't log in there with it; see
 // iam_server_id_header_value of Vault's aws auth method.
@@ -56,7 +53,7 @@ func (s *Source) awsProof(ctx context.Context, pod provider.Pod, login provider.
 	}
 	var token provider.Token
 	var err error
-	if login.AWSIdentity == nodeIdentity {
+	if login.AWSIdentity == provider.NodeIdentity {
 		err = s.nodeLogin(pod, login)
 	} else {
 		token, err = id.TokenFor(login.Audience, pod)
@@ -70,7 +67,7 @@ func (s *Source) awsProof(ctx context.Context, pod provider.Pod, login provider.
 	if err != nil {
 		return nil, nil, err
 	}
-	body, secrets, err := iamRequest(signed)
+	body, secrets, err := iamRequest(login.Role, signed)
 	return body, append(secrets, token.Value), err
 }
 
@@ -112,7 +109,7 @@ func (s *Source) serverID(addr string) string {
 
 // iamRequest is a signed request in the words of Vault's aws auth method, and
 // what of it must not be seen.
-func iamRequest(r *http.Request) (body map[string]any, secrets []provider.Secret, err error) {
+func iamRequest(role string, r *http.Request) (body map[string]any, secrets []provider.Secret, err error) {
 	reader, err := r.GetBody()
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the signed request: %w", err)
@@ -131,6 +128,7 @@ func iamRequest(r *http.Request) (body map[string]any, secrets []provider.Secret
 	}
 	_, signature, _ := strings.Cut(r.Header.Get("Authorization"), "Signature=")
 	return map[string]any{
+		"role":                    role,
 		"iam_http_request_method": r.Method,
 		"iam_request_url":         base64.StdEncoding.EncodeToString([]byte(r.URL.String())),
 		"iam_request_body":        base64.StdEncoding.EncodeToString(sent),

@@ -17,6 +17,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/tenure-csi/tenure/internal/gate"
 	"github.com/tenure-csi/tenure/internal/lease"
 	"github.com/tenure-csi/tenure/provider"
 )
@@ -76,7 +77,7 @@ type Source struct {
 	addrs   ownAddresses
 	log     *slog.Logger
 	metrics *metrics
-	gates   gates
+	gates   gate.Gates
 	clients clients
 	known   known
 }
