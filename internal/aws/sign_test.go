@@ -10,73 +10,85 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/stretchr/testify/require"
 
+	"github.com/tenure-csi/tenure/internal/lease"
 	"github.com/tenure-csi/tenure/provider"
 )
 
 const (
-	canaryKey    = "canary/secret+key"
-	canaryToken  = "canary-session-token=="
+	signingKey   = "canary/secret+key"
+	signingToken = "canary-session-token=="
 	webToken     = provider.Secret("eyJhbGciOiJSUzI1NiJ9.canary.c2lnbmF0dXJl")
-	role         = "arn:aws:iam::123456789012:role/orders"
+	signingRole  = "arn:aws:iam::123456789012:role/orders"
 	serverHeader = "X-Vault-Aws-Iam-Server-Id"
 )
 
 var (
-	signPod   = provider.Pod{Namespace: "shop", ServiceAccount: "orders"}
-	signLogin = provider.Login{Method: "aws", Audience: "sts.amazonaws.com", AWSIdentity: "pod", AWSRoleARN: role}
-	headers   = http.Header{serverHeader: {"vault.example.com"}}
+	signingFor = lease.Caller{Pod: provider.Pod{Namespace: "shop", ServiceAccount: "orders"}}
+	podLogin   = provider.Login{Method: "aws", Audience: "sts.amazonaws.com", AWSIdentity: "pod", AWSRoleARN: signingRole}
+	nodeLogin  = provider.Login{Method: "aws", AWSIdentity: "node"}
+	headers    = http.Header{serverHeader: {"vault.example.com"}}
 )
 
 // provides is a daemon's own credentials, or why there are none.
 type provides struct{ err error }
 
 func (p provides) Retrieve(context.Context) (aws.Credentials, error) {
-	return aws.Credentials{AccessKeyID: "AKIANODE", SecretAccessKey: canaryKey}, p.err
+	return aws.Credentials{AccessKeyID: "AKIANODE", SecretAccessKey: signingKey}, p.err
 }
 
-// stsOf is a Signer whose STS is the handler.
-func stsOf(t *testing.T, h http.HandlerFunc) *Signer {
+func signer(t *testing.T, cfg Config) *Source {
+	t.Helper()
+	s, err := New(cfg)
+	require.NoError(t, err)
+	t.Cleanup(s.Close)
+	return s
+}
+
+// signerAt is a Source whose STS is the handler.
+func signerAt(t *testing.T, h http.HandlerFunc) *Source {
 	t.Helper()
 	server := httptest.NewServer(h)
 	t.Cleanup(server.Close)
-	return &Signer{Endpoint: server.URL, HTTP: server.Client()}
+	return signer(t, Config{Region: "us-east-1", STSEndpoint: server.URL})
 }
 
 func granting(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/xml")
 	fmt.Fprintf(w, `<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleWithWebIdentityResult><Credentials>
 		<AccessKeyId>ASIAPOD</AccessKeyId><SecretAccessKey>%s</SecretAccessKey><SessionToken>%s</SessionToken><Expiration>2036-11-21T12:00:00Z</Expiration>
-		</Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>`, canaryKey, canaryToken)
+		</Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>`, signingKey, signingToken)
 }
 
 // TestSigns recomputes each signature by the rules of Signature Version 4.
 func TestSigns(t *testing.T) {
-	var form map[string][]string
-	pods := stsOf(t, func(w http.ResponseWriter, r *http.Request) {
+	var form url.Values
+	pods := signerAt(t, func(w http.ResponseWriter, r *http.Request) {
 		_ = r.ParseForm()
 		form = r.PostForm
 		granting(w, r)
 	})
 	for _, row := range []struct {
 		name                       string
-		signer                     *Signer
+		signer                     *Source
+		login                      provider.Login
 		token                      provider.Secret
 		url, region, key, security string
 	}{
-		{"the pod", pods, webToken, pods.Endpoint + "/", "us-east-1", "ASIAPOD", canaryToken},
-		{"the node, global endpoint", &Signer{Node: provides{}}, "", "https://sts.amazonaws.com/", "us-east-1", "AKIANODE", ""},
-		{"the node, regional endpoint", &Signer{Region: "eu-central-1", Node: provides{}}, "", "https://sts.eu-central-1.amazonaws.com/", "eu-central-1", "AKIANODE", ""},
-		{"the node, China", &Signer{Region: "cn-north-1", Node: provides{}}, "", "https://sts.cn-north-1.amazonaws.com.cn/", "cn-north-1", "AKIANODE", ""},
-		{"the node, private endpoint", &Signer{Region: "eu-central-1", Endpoint: "https://sts.internal:8443", Node: provides{}}, "", "https://sts.internal:8443/", "eu-central-1", "AKIANODE", ""},
+		{"the pod", pods, podLogin, webToken, pods.cfg.STSEndpoint + "/", "us-east-1", "ASIAPOD", signingToken},
+		{"the node", signer(t, Config{Region: "eu-central-1", Node: provides{}}), nodeLogin, "", "https://sts.eu-central-1.amazonaws.com/", "eu-central-1", "AKIANODE", ""},
+		{"the node, China", signer(t, Config{Region: "cn-north-1", Node: provides{}}), nodeLogin, "", "https://sts.cn-north-1.amazonaws.com.cn/", "cn-north-1", "AKIANODE", ""},
+		{"the node, FIPS", signer(t, Config{Region: "us-east-2", FIPS: true, Node: provides{}}), nodeLogin, "", "https://sts-fips.us-east-2.amazonaws.com/", "us-east-2", "AKIANODE", ""},
+		{"the node, private endpoint", signer(t, Config{Region: "eu-central-1", STSEndpoint: "https://sts.internal:8443", Node: provides{}}), nodeLogin, "", "https://sts.internal:8443/", "eu-central-1", "AKIANODE", ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			r, err := row.signer.SignCallerIdentity(t.Context(), signPod, signLogin, row.token, headers)
+			r, err := row.signer.SignCallerIdentity(t.Context(), signingFor, row.login, row.token, headers)
 			require.NoError(t, err)
 			require.Equal(t, row.url, r.URL.String())
 			require.Equal(t, row.security, r.Header.Get("X-Amz-Security-Token"))
@@ -86,8 +98,8 @@ func TestSigns(t *testing.T) {
 			require.Equal(t, recomputed(t, r), r.Header.Get("Authorization"))
 		})
 	}
-	require.Equal(t, map[string][]string{
-		"Action": {"AssumeRoleWithWebIdentity"}, "Version": {"2011-06-15"}, "RoleArn": {role}, "RoleSessionName": {"shop.orders"},
+	require.Equal(t, url.Values{
+		"Action": {"AssumeRoleWithWebIdentity"}, "Version": {"2011-06-15"}, "RoleArn": {signingRole}, "RoleSessionName": {"shop.orders"},
 		"WebIdentityToken": {webToken.Reveal()}, "DurationSeconds": {"900"},
 	}, form)
 	require.Equal(t, http.Header{serverHeader: {"vault.example.com"}}, headers, "the caller's headers stay as they are")
@@ -117,7 +129,7 @@ func recomputed(t *testing.T, r *http.Request) string {
 	}
 	canonical += fmt.Sprintf("\n%s\n%x", signed, sha256.Sum256(body))
 	text := fmt.Sprintf("AWS4-HMAC-SHA256\n%s\n%s\n%x", r.Header.Get("X-Amz-Date"), scope, sha256.Sum256([]byte(canonical)))
-	key := []byte("AWS4" + canaryKey)
+	key := []byte("AWS4" + signingKey)
 	for part := range strings.SplitSeq(scope, "/") {
 		key = mac(key, part)
 	}
@@ -130,79 +142,41 @@ func mac(key []byte, text string) []byte {
 	return h.Sum(nil)
 }
 
-func TestExchangeRefused(t *testing.T) {
-	refusal := func(status int, code, message string) http.HandlerFunc {
-		return func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", "text/xml")
-			w.WriteHeader(status)
-			fmt.Fprintf(w, `<ErrorResponse><Error><Type>Sender</Type><Code>%s</Code><Message>%s</Message></Error></ErrorResponse>`, code, message)
-		}
-	}
+// TestSigningRefused blames the fields of a login. What STS's codes mean in full is
+// TestRefusals' to check.
+func TestSigningRefused(t *testing.T) {
+	denied := signerAt(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/xml")
+		w.WriteHeader(http.StatusForbidden)
+		fmt.Fprintf(w, `<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code><Message>Not with %s</Message></Error></ErrorResponse>`, webToken.Reveal())
+	})
+	china := podLogin
+	china.AWSRoleARN = "arn:aws-cn:iam::123456789012:role/orders"
 	for _, row := range []struct {
-		name   string
-		answer http.HandlerFunc
-		class  provider.Class
-		says   []string
+		name    string
+		signer  *Source
+		login   provider.Login
+		token   provider.Secret
+		class   provider.Class
+		verdict lease.Verdict
+		field   string
+		says    string
 	}{
-		{"trust policy", refusal(403, "AccessDenied", "Not authorized to perform sts:AssumeRoleWithWebIdentity"), provider.Denied, []string{
-			"for a session of " + role, "AccessDenied: Not authorized", "to system:serviceaccount:shop:orders",
-		}},
-		{"no OIDC provider", refusal(400, "InvalidIdentityToken", "No OpenIDConnect provider found"), provider.Precondition, []string{"IAM OIDC provider", "audience sts.amazonaws.com"}},
-		{"expired", refusal(400, "ExpiredTokenException", "Token expired"), provider.Precondition, []string{"compare the clocks"}},
-		{"throttled", refusal(400, "Throttling", "Rate exceeded"), provider.Exhausted, []string{"Rate exceeded"}},
-		{"malformed", refusal(400, "ValidationError", "bad role"), provider.Denied, []string{"check the role"}},
-		{"echo", refusal(400, "ValidationError", "token "+webToken.Reveal()+"&#10;is bad"), provider.Denied, []string{"token [redacted] is bad"}},
-		{"server error", refusal(500, "InternalFailure", "try again"), provider.Unavailable, []string{"InternalFailure"}},
-		{"no XML", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>canary-page")) }, provider.Unavailable, []string{"check"}},
-		{"no session", func(w http.ResponseWriter, _ *http.Request) {
-			_, _ = w.Write([]byte(`<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult/></AssumeRoleWithWebIdentityResponse>`))
-		}, provider.Unavailable, []string{"holds no session"}},
+		{"trust policy", denied, podLogin, webToken, provider.Denied, lease.Refused, "vaultAwsRoleArn", "to system:serviceaccount:shop:orders"},
+		{"another partition", denied, china, webToken, provider.Invalid, lease.Wrong, "vaultAwsRoleArn", "partition aws-cn"},
+		{"no region", signer(t, Config{}), podLogin, webToken, provider.Precondition, lease.Wrong, "", "--aws-region"},
+		{"no identity of the daemon's", signer(t, Config{Region: "us-east-1"}), nodeLogin, "", provider.Denied, lease.Refused, "awsIdentity", "the node's identity"},
+		{"no credentials of the daemon's", signer(t, Config{Region: "us-east-1", Node: provides{errors.New("canary")}}), nodeLogin, "", provider.Unavailable, lease.Retry, "awsIdentity", "the daemon's own credentials"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			_, err := stsOf(t, row.answer).SignCallerIdentity(t.Context(), signPod, signLogin, webToken, headers)
-			var e *provider.Error
-			require.ErrorAs(t, err, &e)
-			require.Equal(t, row.class, e.Class, e)
-			for _, part := range row.says {
-				require.Contains(t, e.Error(), part)
-			}
-			require.NotContains(t, e.Error(), "canary")
+			_, err := row.signer.SignCallerIdentity(t.Context(), signingFor, row.login, row.token, headers)
+			var f *lease.Failure
+			require.ErrorAs(t, err, &f)
+			require.Equal(t, row.class, f.Problem.Class, f)
+			require.Equal(t, row.verdict, f.Verdict)
+			require.Equal(t, row.field, f.Problem.Field)
+			require.Contains(t, f.Error(), row.says)
+			require.NotContains(t, f.Error(), "canary")
 		})
 	}
-	gone := stsOf(t, granting)
-	gone.Endpoint = "http://127.0.0.1:1"
-	_, err := gone.SignCallerIdentity(t.Context(), signPod, signLogin, webToken, headers)
-	var e *provider.Error
-	require.ErrorAs(t, err, &e)
-	require.Equal(t, provider.Unavailable, e.Class)
-	require.Contains(t, e.Error(), "check the way from the node to STS")
-}
-
-func TestNodeWithoutCredentials(t *testing.T) {
-	for _, row := range []struct {
-		name  string
-		node  aws.CredentialsProvider
-		class provider.Class
-	}{
-		{"none", nil, provider.Precondition},
-		{"not now", provides{errors.New("canary")}, provider.Unavailable},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			_, err := (&Signer{Node: row.node}).SignCallerIdentity(t.Context(), signPod, signLogin, "", headers)
-			var e *provider.Error
-			require.ErrorAs(t, err, &e)
-			require.Equal(t, row.class, e.Class)
-			require.Equal(t, "awsIdentity", e.Field)
-			require.NotContains(t, e.Error(), "canary")
-		})
-	}
-}
-
-func TestLoginSession(t *testing.T) {
-	require.Equal(t, "shop.orders", loginSession(signPod))
-	long := provider.Pod{Namespace: strings.Repeat("n", 40), ServiceAccount: strings.Repeat("a", 40)}
-	other := long
-	other.ServiceAccount += "b"
-	require.Len(t, loginSession(long), 64)
-	require.NotEqual(t, loginSession(long), loginSession(other), "what is cut off still counts")
 }

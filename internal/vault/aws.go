@@ -36,12 +36,12 @@ type CallerIdentity interface {
 	// SignCallerIdentity answers a POST of GetCallerIdentity with headers beside its
 	// own, all signed; its GetBody is set. With a token it signs with the session that
 	// STS gives for the token and login.AWSRoleARN, without one with the daemon's own
-	// credentials. Errors are *provider.Error.
-	SignCallerIdentity(ctx context.Context, pod provider.Pod, login provider.Login, token provider.Secret, headers http.Header) (*http.Request, error)
+	// credentials. Errors are *lease.Failure.
+	SignCallerIdentity(ctx context.Context, by lease.Caller, login provider.Login, token provider.Secret, headers http.Header) (*http.Request, error)
 }
 
 // awsProof is proof out of the pod's or the daemon's identity at AWS.
-func (s *Source) awsProof(ctx context.Context, pod provider.Pod, login provider.Login, id provider.Identity) (map[string]any, []provider.Secret, error) {
+func (s *Source) awsProof(ctx context.Context, by lease.Caller, login provider.Login, id provider.Identity) (map[string]any, []provider.Secret, error) {
 	to, fault := s.resolve(login)
 	if fault != nil {
 		return nil, nil, fault
@@ -54,16 +54,14 @@ func (s *Source) awsProof(ctx context.Context, pod provider.Pod, login provider.
 	var token provider.Token
 	var err error
 	if login.AWSIdentity == provider.NodeIdentity {
-		err = s.nodeLogin(pod, login)
+		err = s.nodeLogin(by.Pod, login)
 	} else {
-		token, err = id.TokenFor(login.Audience, pod)
+		token, err = id.TokenFor(login.Audience, by.Pod)
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	signed, err := s.cfg.AWS.SignCallerIdentity(ctx, pod, login, token.Value, http.Header{serverIDHeader: {s.serverID(to.addr)}})
+	signed, err := s.cfg.AWS.SignCallerIdentity(ctx, by, login, token.Value, http.Header{serverIDHeader: {s.serverID(to.addr)}})
 	if err != nil {
 		return nil, nil, err
 	}

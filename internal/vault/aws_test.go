@@ -36,7 +36,7 @@ type signer struct {
 	err    error
 }
 
-func (s *signer) SignCallerIdentity(ctx context.Context, _ provider.Pod, login provider.Login, token provider.Secret, h http.Header) (*http.Request, error) {
+func (s *signer) SignCallerIdentity(ctx context.Context, _ lease.Caller, login provider.Login, token provider.Secret, h http.Header) (*http.Request, error) {
 	s.login, s.token, s.header = login, token, h
 	if s.err != nil {
 		return nil, s.err
@@ -154,8 +154,8 @@ func TestAWSLoginWithoutProof(t *testing.T) {
 	}{
 		{"no AWS", nil, identity(), provider.Precondition, lease.Wrong, "this daemon logs in to no Vault by way of AWS"},
 		{"no token", &signer{}, provider.Identity{}, provider.Precondition, lease.Wrong, `audience "vault" did not come with the Mount call`},
-		{"refused by STS", &signer{err: &provider.Error{Class: provider.Denied, Field: "vaultAwsRoleArn", Cause: "AccessDenied"}}, identity(), provider.Denied, lease.Wrong, "AccessDenied"},
-		{"STS away", &signer{err: &provider.Error{Class: provider.Unavailable, Cause: "no answer"}}, identity(), provider.Unavailable, lease.Retry, "no answer"},
+		{"refused by STS", &signer{err: &lease.Failure{Verdict: lease.Refused, Problem: provider.Error{Class: provider.Denied, Field: "vaultAwsRoleArn", Cause: "AccessDenied"}}}, identity(), provider.Denied, lease.Refused, "AccessDenied"},
+		{"STS away", &signer{err: &lease.Failure{Problem: provider.Error{Class: provider.Unavailable, Cause: "no answer"}}}, identity(), provider.Unavailable, lease.Retry, "no answer"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			s := served(t, asked)

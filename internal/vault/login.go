@@ -25,15 +25,15 @@ const secretRef = "nodePublishSecretRef"
 // login given up by ctx may leave a token without leases until its TTL, and has
 // used up a use of a limited secret_id.
 func (s *Source) Login(ctx context.Context, by lease.Caller, login provider.Login, id provider.Identity) (lease.Session, error) {
-	body, secrets, err := s.proof(ctx, by.Pod, login, id)
+	body, secrets, err := s.proof(ctx, by, login, id)
+	if f, ok := errors.AsType[*lease.Failure](err); ok {
+		return lease.Session{}, f
+	}
 	if err != nil {
 		f := &lease.Failure{Verdict: lease.Wrong, Problem: provider.Error{Class: provider.Precondition, Cause: "the pod has no usable identity", Err: err}}
 		var known *provider.Error
 		if errors.As(err, &known) {
 			f.Problem = *known
-		}
-		if f.Problem.Class.Passing() {
-			f.Verdict = lease.Retry
 		}
 		return lease.Session{}, f
 	}
@@ -53,14 +53,14 @@ func (s *Source) Login(ctx context.Context, by lease.Caller, login provider.Logi
 }
 
 // proof is what a login sends, and what of it must not be seen.
-func (s *Source) proof(ctx context.Context, pod provider.Pod, login provider.Login, id provider.Identity) (body map[string]any, secrets []provider.Secret, err error) {
+func (s *Source) proof(ctx context.Context, by lease.Caller, login provider.Login, id provider.Identity) (body map[string]any, secrets []provider.Secret, err error) {
 	switch login.Method {
 	case approle:
 		return appRole(id.Secrets)
 	case awsLogin:
-		return s.awsProof(ctx, pod, login, id)
+		return s.awsProof(ctx, by, login, id)
 	}
-	jwt, err := id.TokenFor(login.Audience, pod)
+	jwt, err := id.TokenFor(login.Audience, by.Pod)
 	return map[string]any{"role": login.Role, "jwt": jwt.Value.Reveal()}, []provider.Secret{jwt.Value}, err
 }
 
