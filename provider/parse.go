@@ -142,6 +142,7 @@ func (p *parser) login() Login {
 
 // proof reads who logs in: a role that is named here, or one that a Secret tells.
 func (p *parser) proof(l *Login) {
+	defer p.awsProof(l)
 	if l.Method == approle {
 		for _, name := range []string{"roleName", "audience"} {
 			if _, set := p.request.Attributes[name]; set {
@@ -171,8 +172,6 @@ func (p *parser) loginMethod() string {
 	switch {
 	case method == "":
 		return logins[0]
-	case slices.Contains(plannedLogins, method):
-		p.fail("", "vaultAuthMethod", method+" "+unsupported, "use one of "+strings.Join(logins, ", "))
 	case !slices.Contains(logins, method):
 		p.fail("", "vaultAuthMethod", quote(method)+" is unknown", didYouMean(method, logins))
 	}

@@ -12,9 +12,9 @@ var (
 	parameters = []string{
 		"roleName", "vaultAddress", "vaultNamespace", "vaultCACertPath", "vaultCADirectory", "vaultTLSServerName",
 		"vaultTLSClientCertPath", "vaultTLSClientKeyPath", "vaultKubernetesMountPath", "vaultAuthMountPath",
-		"audience", "vaultSkipTLSVerify", "objects", "vaultAuthMethod", "defaults", "mountPath",
+		"audience", "vaultSkipTLSVerify", "objects", "vaultAuthMethod", "awsIdentity", "vaultAwsRoleArn", "defaults", "mountPath",
 	}
-	plannedParameters = []string{"tenants", "tenantsFrom", "onTenantFailure", "awsIdentity", "vaultAwsRoleArn"}
+	plannedParameters = []string{"tenants", "tenantsFrom", "onTenantFailure"}
 	// legacyParameters are ignored by the HashiCorp provider too.
 	legacyParameters = []string{"kubernetesServiceAccountPath", "vaultCAPem"}
 
@@ -37,12 +37,14 @@ var (
 		"raw", "json", "keys", "env", "pem", "pg-service", "pgpass", "uri", "my-cnf", "template",
 		"aws-credentials", "aws-credential-process",
 	}
-	logins        = []string{"kubernetes", "jwt", approle}
-	plannedLogins = []string{"aws"}
+	logins        = []string{"kubernetes", "jwt", approle, awsLogin}
+	awsIdentities = []string{PodIdentity, NodeIdentity}
 )
 
-// approle is the login method that takes a Secret in place of the pod's token.
-const approle = "approle"
+const (
+	approle  = "approle" // the login method that takes a Secret in place of the pod's token
+	awsLogin = "aws"     // the login method that takes a signed request to AWS
+)
 
 // The sources.
 const (
