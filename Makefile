@@ -21,7 +21,7 @@ demo: setup-postgres build vaultd ## show a database credential's life: Vault, P
 	@cd test && ../bin/demo
 
 .PHONY: test
-test: setup-test build vaultd bin/totals ## run every test but the race detector's, installing what they need; ends with the totals
+test: setup-test build vaultd miniod bin/totals ## run every test but the race detector's, installing what they need; ends with the totals
 	@bin/totals 'go test -json -timeout=15m ./...' 'go -C test test -json -p=1 -count=1 -timeout=20m ./...'
 
 .PHONY: unit
@@ -29,7 +29,7 @@ unit: bin/totals ## run the product's tests: no other program is needed
 	@bin/totals 'go test -json -timeout=15m ./...'
 
 .PHONY: integration
-integration: setup-test build vaultd bin/totals ## run the tests against a real Vault, PostgreSQL and MariaDB
+integration: setup-test build vaultd miniod bin/totals ## run the tests against a real Vault, PostgreSQL, MariaDB and MinIO
 	@bin/totals 'go -C test test -json -p=1 -count=1 -timeout=20m ./...'
 
 .PHONY: conformance
@@ -39,6 +39,10 @@ conformance: setup-postgres build vaultd ## run the HashiCorp provider's cases t
 .PHONY: faults
 faults: setup-postgres build vaultd ## run the table of faults and kills against real parts: a line a case, and the count
 	@cd test/faults && go test -count=1 -timeout=20m
+
+.PHONY: test-aws
+test-aws: setup-test build vaultd miniod bin/totals ## run the tests of AWS: Vault's engine and login, a real STS and object store (MinIO's), awscli
+	@bin/totals 'go -C test test -json -count=1 -timeout=10m ./aws'
 
 .PHONY: race
 race: setup-race bin/totals ## run the product's tests under the race detector
@@ -76,17 +80,23 @@ vaultd: ## build bin/vaultd, the Vault that the tests use (minutes when cold), u
 	if [ ! -x bin/vaultd ]; then echo "vaultd: building Vault for the tests; the first time takes 2 to 5 minutes on 2 cores"; fi; \
 	CGO_ENABLED=0 test/scripts/with-heartbeat.sh vaultd go -C test/vaultd build -trimpath -ldflags '-s -w' -o ../../bin/vaultd .
 
+.PHONY: miniod
+miniod: ## build bin/miniod, the MinIO that the tests use (minutes when cold), unless TENURE_TEST_MINIOD names one
+	@if [ -n "$${TENURE_TEST_MINIOD:-}" ]; then echo "miniod: using $$TENURE_TEST_MINIOD"; exit; fi; \
+	if [ ! -x bin/miniod ]; then echo "miniod: building MinIO for the tests; the first time takes 2 to 5 minutes on 2 cores"; fi; \
+	CGO_ENABLED=0 test/scripts/with-heartbeat.sh miniod go -C test/miniod build -trimpath -ldflags '-s -w' -o ../../bin/miniod .
+
 .PHONY: image
 image: ## build the container image IMAGE (needs a container engine)
 	docker build --build-arg VERSION=$(VERSION) --tag $(IMAGE) .
 
 .PHONY: setup
 setup: ## install the Debian packages that tests and checks need, those that are missing (apt-get, needs root)
-	@test/scripts/setup.sh postgres mariadb openssl jq gcc shellcheck
+	@test/scripts/setup.sh postgres mariadb openssl jq awscli gcc shellcheck
 
 .PHONY: setup-test setup-postgres setup-race setup-lint
 setup-test:
-	@test/scripts/setup.sh postgres mariadb openssl jq
+	@test/scripts/setup.sh postgres mariadb openssl jq awscli
 setup-postgres:
 	@test/scripts/setup.sh postgres
 setup-race:
