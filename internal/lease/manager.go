@@ -65,6 +65,7 @@ type Config struct {
 type Manager struct {
 	Config
 	metrics *metrics
+	opened  time.Time
 	ctx     context.Context // ends when the manager closes: nothing new is begun
 	cancel  context.CancelFunc
 	work    sync.WaitGroup // every goroutine
@@ -95,7 +96,7 @@ func Open(c Config) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{
-		Config: c, metrics: newMetrics(c.Registerer), queue: newQueue(), pacer: newPacer(),
+		Config: c, opened: time.Now(), metrics: newMetrics(c.Registerer), queue: newQueue(), pacer: newPacer(),
 		volumes: map[string]*worker{}, ended: map[string]*worker{}, mark: mark,
 	}
 	m.Sources = make(map[string]Source, len(c.Sources))

@@ -1,7 +1,9 @@
 package lease
 
 import (
+	"cmp"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,7 +39,8 @@ type node struct {
 	mark    volume.Mark
 	effects int // of this life of the daemon
 	sweep   time.Duration
-	writes  int // swaps
+	log     io.Writer // nil: nowhere
+	writes  int       // swaps
 	wrong   []string
 
 	writeErr, saveErr, currentErr error // faults of the node itself
@@ -88,7 +91,7 @@ func newNode(t *testing.T) *node {
 func (n *node) start(killAt int) {
 	n.effects = 0
 	n.daemon = &instance{backend: n.backend, n: n, killAt: killAt}
-	out := io.Discard
+	out := cmp.Or(n.log, io.Discard)
 	if os.Getenv("TENURE_TEST_LOG") != "" {
 		out = os.Stderr
 	}
@@ -385,6 +388,12 @@ func (n *node) pod(name, objects string) *pod {
 	return p
 }
 
+// podJWT is a token as kubelet gives it, of every pod here; nobody looks at its signature.
+var podJWT = func() provider.Secret {
+	part := base64.RawURLEncoding.EncodeToString
+	return provider.Secret(part([]byte("{}")) + "." + part([]byte(`{"sub":"system:serviceaccount:ns:sa"}`)) + "." + part([]byte("signature")))
+}()
+
 func (p *pod) request() provider.Request {
 	attrs := map[string]string{"roleName": "r", "objects": p.objects}
 	expires := p.expires
@@ -394,7 +403,7 @@ func (p *pod) request() provider.Request {
 	return provider.Request{
 		Pod:    provider.Pod{Name: p.name, Namespace: "ns", UID: p.name, ServiceAccount: "sa"},
 		Target: p.target, Provider: "tenure", Mode: 0o644, Attributes: attrs, SpecHash: digest(attrs),
-		Identity: provider.Identity{Tokens: map[string]provider.Token{"vault": {Value: "jwt", Expires: expires}}, Secrets: p.secrets},
+		Identity: provider.Identity{Tokens: map[string]provider.Token{"vault": {Value: podJWT, Expires: expires}}, Secrets: p.secrets},
 	}
 }
 
