@@ -307,14 +307,27 @@ func TestFailedFirstMount(t *testing.T) {
 	t.Run("down", func(t *testing.T) {
 		scene(t, func(t *testing.T, n *node) {
 			p := n.withOrders(time.Hour, 24*time.Hour)
-			n.backend.set(down)
-			start := time.Now()
+			calls, start := 0, time.Now()
+			n.backend.set(func(_, _ string) error { calls++; return errDown })
 			require.ErrorContains(t, p.mount(), "connection refused")
 			require.Less(t, time.Since(start), 35*time.Second)
+			require.Greater(t, calls, 5, "it may pass")
 			require.Empty(t, p.files())
 			n.backend.set(nil)
 			require.NoError(t, p.mount())
 			require.Equal(t, 1, n.backend.reads)
+		})
+	})
+	t.Run("a certificate that does not fit is told at once", func(t *testing.T) {
+		scene(t, func(t *testing.T, n *node) {
+			p := n.withOrders(time.Hour, 24*time.Hour)
+			calls, start := 0, time.Now()
+			n.backend.set(func(_, _ string) error { calls++; return errTLS })
+			require.ErrorContains(t, p.mount(), "unknown authority")
+			require.Zero(t, time.Since(start))
+			require.Equal(t, 1, calls)
+			n.backend.set(nil)
+			require.NoError(t, p.mount())
 		})
 	})
 	t.Run("denied is answered from memory", func(t *testing.T) {
@@ -402,6 +415,24 @@ func TestVolumeUnmountedAndMountedAgain(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestCertificateThatDoesNotFitLater: what lives is tried again all the same, and
+// no identity is blamed.
+func TestCertificateThatDoesNotFitLater(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		p := n.withCert()
+		p.expires = time.Now().Add(100 * time.Hour)
+		require.NoError(t, p.mount())
+		pause(14 * time.Hour)
+		n.backend.set(func(_, _ string) error { return errTLS })
+		pause(3 * time.Hour)
+		require.Equal(t, Live, p.status().State)
+		require.Contains(t, p.status().Leases[0].Problem, "unknown authority")
+		n.backend.set(nil)
+		pause(2 * time.Minute)
+		require.Equal(t, 2, n.backend.minted("p "+cert), "soon after it is mended")
+	})
 }
 
 func TestEndsStayOwed(t *testing.T) {
