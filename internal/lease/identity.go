@@ -76,15 +76,15 @@ func (w *worker) lacking(l *lease) (from time.Time, why error) {
 	if w.needsID != nil || l.Kind != Leased || !l.Final || l.Tries > 0 {
 		return from, nil
 	}
+	if g := w.rec.newest(l.Source, l.Login); g != nil && (g.Borrowed || w.serves(g, l)) {
+		return from, nil // a login is not needed
+	}
 	until, why := w.identity.Until(l.Login, w.rec.Pod)
 	if why == nil || !until.IsZero() && !until.Before(l.Due) {
 		return from, nil
 	}
 	if !w.republished {
 		until = time.Time{}
-	}
-	if g := w.rec.newest(l.Source, l.Login); g != nil && (g.Borrowed || w.serves(g, l)) {
-		return from, nil // a login is not needed
 	}
 	half := l.Issued.Add(w.rec.end(l).Sub(l.Issued) / 2)
 	return latest(half, until, w.m.opened.Add(republishWithin)), why

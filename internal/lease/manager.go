@@ -96,7 +96,7 @@ func Open(c Config) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{
-		Config: c, opened: time.Now(), metrics: newMetrics(c.Registerer), queue: newQueue(), pacer: newPacer(),
+		Config: c, opened: time.Now(), metrics: newMetrics(c.Registerer), queue: newQueue(max(tick, c.sweep)), pacer: newPacer(),
 		volumes: map[string]*worker{}, ended: map[string]*worker{}, mark: mark,
 	}
 	m.Sources = make(map[string]Source, len(c.Sources))

@@ -91,13 +91,13 @@ func newNode(t *testing.T) *node {
 func (n *node) start(killAt int) {
 	n.effects = 0
 	n.daemon = &instance{backend: n.backend, n: n, killAt: killAt}
-	out := cmp.Or(n.log, io.Discard)
-	if os.Getenv("TENURE_TEST_LOG") != "" {
-		out = os.Stderr
+	log := slog.New(slog.DiscardHandler)
+	if out := n.log; out != nil || os.Getenv("TENURE_TEST_LOG") != "" {
+		log = slog.New(slog.NewTextHandler(cmp.Or(out, io.Writer(os.Stderr)), nil))
 	}
 	m, err := Open(Config{
 		Sources: map[string]Source{"vault": n.daemon}, Files: n.daemon, Store: store{n.daemon}, VersionKey: []byte("key"),
-		Log: slog.New(slog.NewTextHandler(out, nil)), sweep: n.sweep,
+		Log: log, sweep: n.sweep,
 	})
 	require.NoError(n.t, err)
 	n.m = m
