@@ -48,6 +48,7 @@ func (w *worker) maintain(ctx context.Context) {
 func (w *worker) settle(now time.Time) {
 	held := w.held()
 	w.locked(func() { w.rec.settle(now, held) })
+	_ = w.count(w.rec.written(nil), true)
 }
 
 // lapse drops what was kept for a while: attempts, bytes, replaced directories

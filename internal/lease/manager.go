@@ -48,12 +48,13 @@ type Store interface {
 	SaveMark(volume.Mark) error
 }
 
-// Config is what a Manager works with. All fields but Registerer are required.
+// Config is what a Manager works with. All fields but Registerer and MaxBytes are required.
 type Config struct {
 	Sources    map[string]Source // by the name that objects call them
 	Files      Files
 	Store      Store
 	VersionKey []byte // keys the HMAC of object versions: equal on all nodes, they agree
+	MaxBytes   int64  // of memory that the files of all volumes may take together; 0: no bound
 	Log        *slog.Logger
 	Registerer prometheus.Registerer // nil: metrics are counted but not registered
 
@@ -71,6 +72,7 @@ type Manager struct {
 	work    sync.WaitGroup // every goroutine
 	queue   *queue
 	pacer   *pacer
+	budget  budget
 
 	mu      sync.Mutex
 	volumes map[string]*worker // by target
@@ -97,6 +99,7 @@ func Open(c Config) (*Manager, error) {
 	}
 	m := &Manager{
 		Config: c, opened: time.Now(), metrics: newMetrics(c.Registerer), queue: newQueue(max(tick, c.sweep)), pacer: newPacer(),
+		budget:  budget{most: c.MaxBytes, spaces: map[string]int64{}},
 		volumes: map[string]*worker{}, ended: map[string]*worker{}, mark: mark,
 	}
 	m.Sources = make(map[string]Source, len(c.Sources))

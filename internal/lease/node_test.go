@@ -40,8 +40,10 @@ type node struct {
 	effects int // of this life of the daemon
 	sweep   time.Duration
 	log     io.Writer // nil: nowhere
-	writes  int       // swaps
-	wrong   []string
+	// maxBytes is the budget of volumes, from the next start on
+	maxBytes int64
+	writes   int // swaps
+	wrong    []string
 
 	writeErr, saveErr, currentErr error // faults of the node itself
 }
@@ -97,7 +99,7 @@ func (n *node) start(killAt int) {
 	}
 	m, err := Open(Config{
 		Sources: map[string]Source{"vault": n.daemon}, Files: n.daemon, Store: store{n.daemon}, VersionKey: []byte("key"),
-		Log: log, sweep: n.sweep,
+		Log: log, sweep: n.sweep, MaxBytes: n.maxBytes,
 	})
 	require.NoError(n.t, err)
 	n.m = m
@@ -362,12 +364,14 @@ func (i store) SaveMark(m volume.Mark) error {
 
 // pod is a pod with one volume.
 type pod struct {
-	n       *node
-	name    string
-	target  string
-	objects string // the SPC's objects
-	expires time.Time
-	secrets map[string]provider.Secret
+	n    *node
+	name string
+	// namespace is "ns" where it is empty
+	namespace string
+	target    string
+	objects   string // the SPC's objects
+	expires   time.Time
+	secrets   map[string]provider.Secret
 }
 
 // db is an object pair on one dynamic read, kv and cert single ones.
@@ -401,7 +405,7 @@ func (p *pod) request() provider.Request {
 		expires = time.Now().Add(time.Hour)
 	}
 	return provider.Request{
-		Pod:    provider.Pod{Name: p.name, Namespace: "ns", UID: p.name, ServiceAccount: "sa"},
+		Pod:    provider.Pod{Name: p.name, Namespace: cmp.Or(p.namespace, "ns"), UID: p.name, ServiceAccount: "sa"},
 		Target: p.target, Provider: "tenure", Mode: 0o644, Attributes: attrs, SpecHash: digest(attrs),
 		Identity: provider.Identity{Tokens: map[string]provider.Token{"vault": {Value: podJWT, Expires: expires}}, Secrets: p.secrets},
 	}

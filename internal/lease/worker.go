@@ -45,6 +45,7 @@ type worker struct {
 	fresh   bool        // a Mount brought an identity since
 	// republished: a Mount has come for a live volume, so the driver's rotation is on
 	republished bool
+	counted     int64             // bytes that the manager's budget has for the volume
 	guards      map[string]*guard // by read
 }
 
