@@ -36,9 +36,6 @@ var (
 	plannedLogins  = []string{"aws"}
 )
 
-// approle is the login method that takes a Secret in place of the pod's token.
-const approle = "approle"
-
 const (
 	unsupported       = "is not supported by this version of Tenure"
 	unsupportedRemedy = "leave it out or update Tenure"

@@ -244,7 +244,7 @@ func TestErrorsNameObjectFieldAndWayOut(t *testing.T) {
 		"my-cnf, database":   {my(func(o *provider.Object) { o.Connection.Params = map[string]string{"database": "x"} }), creds, "connection.params", `"database" can't be a param`, true},
 		"my-cnf, long param": {my(func(o *provider.Object) { o.Connection.Params["ssl-ca"] = strings.Repeat("x", 4096) }), creds, "format", "the connection's ssl-ca is longer than a line", true},
 		"template, empty":    {provider.Object{Name: "x", Format: "template"}, data, "template", "the template is empty", true},
-		"template, syntax":   {provider.Object{Name: "x", Format: "template", Template: "a\n{{.Data."}, data, "template", "line 2: ", true},
+		"template, syntax":   {provider.Object{Name: "x", Format: "template", Template: "a\n{{.Data."}, data, "template", "line 2, column 8: unexpected", true},
 		"template, missing":  {provider.Object{Name: "x", Format: "template", Template: "a\n{{.Data.q}}"}, data, "template", `line 2, column 8: there is no entry of this name; the data has "k", "none", "password", "username"`, false},
 	} {
 		t.Run(name, func(t *testing.T) {
