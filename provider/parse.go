@@ -48,10 +48,12 @@ func parse(r Request, check func(Object) error) *parser {
 		spec:         &Spec{},
 		check:        check,
 		lines:        map[string]int{},
+		noRole:       -1,
 		found:        map[string]bool{},
 	}
 	p.checkWords()
 	p.parseObjects(p.login(), p.mountPath())
+	p.requireRole()
 	return p
 }
 
@@ -64,6 +66,7 @@ type parser struct {
 	lines        map[string]int // of the last object of a name
 	line         int            // of the next fault, see at
 	errs         Errors
+	noRole       int             // where in errs the lack of a roleName belongs; -1: there is none
 	found        map[string]bool // texts in errs: a wrong default is reported once, not for each object
 }
 
@@ -149,10 +152,18 @@ func (p *parser) proof(l *Login) {
 	}
 	role := p.parameter("roleName")
 	if p.request.Attributes["roleName"] == "" {
-		p.fail("", "roleName", "is missing", "set the Vault role to log in with")
+		p.noRole = len(p.errs)
 	}
 	l.Role = p.replace(role, func(cause, remedy string) { p.fail("", "roleName", cause, remedy) })
 	l.Audience = p.parameter("audience")
+}
+
+// requireRole reports a missing roleName, unless no object asks Vault.
+func (p *parser) requireRole() {
+	asksVault := func(o Object) bool { return o.Read.Source == vaultSource }
+	if p.noRole >= 0 && (len(p.spec.Objects) == 0 || slices.ContainsFunc(p.spec.Objects, asksVault)) {
+		p.errs = slices.Insert(p.errs, p.noRole, &Error{Class: Invalid, Field: "roleName", Cause: "is missing", Remedy: "set the Vault role to log in with"})
+	}
 }
 
 func (p *parser) loginMethod() string {

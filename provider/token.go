@@ -14,6 +14,10 @@ import (
 // as with the HashiCorp provider.
 const DefaultAudience = "vault"
 
+// STSAudience is the audience whose token is exchanged at STS where the SPC names
+// none: the one that AWS's own set-up of EKS uses.
+const STSAudience = "sts.amazonaws.com"
+
 // parseTokens reads {"<audience>":{"token":"…","expirationTimestamp":"…"}}, the
 // form that the CSI specification of kubelet gives them. Errors never quote it.
 func parseTokens(text string) (map[string]Token, error) {

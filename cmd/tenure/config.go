@@ -27,6 +27,7 @@ type config struct {
 	logLevel       string
 	logFormat      string
 	vault          vaultFlags
+	aws            awsFlags
 	ignoredFromEnv []string // VAULT_ variables that were set and mean nothing here
 }
 
@@ -81,6 +82,8 @@ func (c *config) readEnvironment(environ []string) (map[string]string, error) {
 	for _, entry := range environ {
 		name, value, _ := strings.Cut(entry, "=")
 		switch {
+		case name == "AWS_REGION":
+			env[name] = value
 		case !strings.HasPrefix(name, "VAULT_") || value == "":
 		case name == "VAULT_TOKEN":
 			errs = append(errs, errors.New("VAULT_TOKEN is set, but pods log in with their own identity and a token of the daemon's would be used for nobody; unset it"))
@@ -116,6 +119,7 @@ func (c *config) defineFlags(f *flag.FlagSet, env map[string]string) {
 	f.StringVar(&c.logLevel, "log-level", "info", "`level`: debug, info, warn or error")
 	f.StringVar(&c.logFormat, "log-format", "text", "`format`: text or json")
 	c.vault.defineFlags(f, env)
+	c.aws.defineFlags(f, env)
 }
 
 func (v *vaultFlags) defineFlags(f *flag.FlagSet, env map[string]string) {

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
 
+	"github.com/tenure-csi/tenure/internal/aws"
 	"github.com/tenure-csi/tenure/internal/lease"
 	"github.com/tenure-csi/tenure/internal/vault"
 	"github.com/tenure-csi/tenure/internal/volume"
@@ -73,6 +74,7 @@ func parseMount(args, environ []string, stdout io.Writer) (*mountOptions, error)
 	f.BoolVar(&o.keep, "keep", false, "leave files and leases behind, and say until when they work")
 	f.BoolFunc("debug", "log each call to Vault", func(string) error { o.logLevel = "debug"; return nil })
 	o.vault.defineFlags(f, env)
+	o.aws.defineFlags(f, env)
 	if ok, parseErr := parse(f, args, stdout, &o.dir); !ok {
 		return nil, parseErr
 	}
@@ -196,6 +198,7 @@ type trial struct {
 	target         string // the volume's directory
 	mounted        bool
 	source         *vault.Source
+	cloud          *aws.Source
 	witness        *witness
 	manager        *lease.Manager
 }
@@ -294,7 +297,10 @@ func (t *trial) open() error {
 	if err != nil {
 		return err
 	}
-	t.source, t.witness = source, &witness{Source: source, held: map[string]held{}}
+	t.source, t.witness = source, &witness{source, &ledger{held: map[string]held{}}}
+	if t.cloud, err = t.aws.source(nil, log, nil); err != nil {
+		return err
+	}
 	if t.vaultTokenFile != "" {
 		token, readErr := t.read(t.vaultTokenFile)
 		if token = bytes.TrimSpace(token); readErr != nil || len(token) == 0 {
@@ -309,8 +315,9 @@ func (t *trial) open() error {
 	if err = t.makeTree(); err != nil {
 		return err
 	}
+	cloud := &witness{t.cloud, t.witness.ledger}
 	t.manager, err = lease.Open(lease.Config{
-		Sources: map[string]lease.Source{"vault": t.witness}, Files: files, Store: forgetful{}, VersionKey: []byte(rand.Text()), Log: log,
+		Sources: map[string]lease.Source{"vault": t.witness, "aws-sts": cloud, "rds-iam": cloud}, Files: files, Store: forgetful{}, VersionKey: []byte(rand.Text()), Log: log,
 	})
 	return err
 }
@@ -346,9 +353,21 @@ func (t *trial) mount(ctx context.Context, r provider.Request) error {
 	}
 	text := errors.New(provider.EventText(err))
 	if about := (*provider.Error)(nil); t.tokenFile != "" && errors.As(err, &about) && about.Field == "audience" {
-		return errors.Join(text, errors.New("here, without a cluster: "+t.makeToken(r.Attributes["audience"])))
+		return errors.Join(text, errors.New("here, without a cluster: "+t.makeToken(audienceOf(r, about.Object))))
 	}
 	return text
+}
+
+// audienceOf is that of the token which an object's login sends.
+func audienceOf(r provider.Request, object string) string {
+	if spec, err := provider.Parse(r); err == nil {
+		for _, o := range spec.Objects {
+			if o.Name == object {
+				return o.Read.Login.Audience
+			}
+		}
+	}
+	return ""
 }
 
 // close lets go of everything but what is in the files.
@@ -360,6 +379,9 @@ func (t *trial) close() error {
 	}
 	if t.source != nil {
 		t.source.Close()
+	}
+	if t.cloud != nil {
+		t.cloud.Close()
 	}
 	return t.remove()
 }

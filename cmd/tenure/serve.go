@@ -88,6 +88,11 @@ func run(ctx context.Context, c *config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer source.Close()
+	cloud, err := c.aws.source(c.aws.nodeCredentials(), log, d.metrics)
+	if err != nil {
+		return err
+	}
+	defer cloud.Close()
 	if c.healthAddr != "" {
 		stopHealth, healthErr := d.serveHealth(ctx)
 		if healthErr != nil {
@@ -110,7 +115,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) (err error) {
 		}
 	}
 	manager, err := lease.Open(lease.Config{
-		Sources: map[string]lease.Source{"vault": source}, Files: files, Store: journal,
+		Sources: map[string]lease.Source{"vault": source, "aws-sts": cloud, "rds-iam": cloud}, Files: files, Store: journal,
 		VersionKey: key, MaxBytes: cmp.Or(c.volumeBudget, defaultBudget()), Log: log, Registerer: d.metrics,
 	})
 	if err != nil {

@@ -26,6 +26,7 @@ type backend struct {
 	kv     map[string]string
 	lastID int
 	lent   string // the token that every login answers; empty: each has its own
+	proofs bool   // there are no tokens: each read proves the pod's identity
 
 	fault func(op, path string) error // nil: none
 	after func(op, path string) error // after the effect: the reply is lost
@@ -40,6 +41,7 @@ type role struct {
 	ttl, max time.Duration
 	kind     Kind
 	bare     bool // no lease id (PKI)
+	headroom time.Duration
 	fixed    bool // not renewable
 }
 
@@ -165,15 +167,23 @@ func (b *backend) tokenCount() (n int) {
 	return n
 }
 
-func (b *backend) Login(ctx context.Context, by Caller, _ provider.Login, id provider.Identity) (Session, error) {
+// proven reports whether an identity is good now.
+func proven(id provider.Identity) bool {
 	t, ok := id.Tokens["vault"]
-	if !ok || (!t.Expires.IsZero() && time.Now().After(t.Expires)) {
+	return ok && (t.Expires.IsZero() || !time.Now().After(t.Expires))
+}
+
+func (b *backend) Login(ctx context.Context, by Caller, _ provider.Login, id provider.Identity) (Session, error) {
+	if !proven(id) {
 		return Session{}, broken(provider.Precondition, "the pod has no usable service account token", Wrong, false)
 	}
 	if err := b.enter(ctx, "login", by.Pod.Name); err != nil {
 		return Session{}, err
 	}
 	b.logins++
+	if b.proofs {
+		return Session{}, b.leave("login", by.Pod.Name)
+	}
 	if b.lent != "" {
 		return b.borrowed(), b.leave("login", by.Pod.Name)
 	}
@@ -187,7 +197,7 @@ func (b *backend) Read(ctx context.Context, by Caller, s Session, r provider.Rea
 	if err := b.enter(ctx, "read", r.Path); err != nil {
 		return Issued{}, err
 	}
-	if !b.alive(s.Token.Reveal()) {
+	if !b.alive(s.Token.Reveal()) && !(b.proofs && proven(s.Identity)) {
 		b.mu.Unlock()
 		return Issued{}, errDead
 	}
@@ -206,10 +216,11 @@ func (b *backend) Read(ctx context.Context, by Caller, s Session, r provider.Rea
 	now := time.Now()
 	l := &fakeLease{token: s.Token.Reveal(), path: r.Path, pod: by.Pod.Name, made: now, expires: now.Add(role.ttl), role: role}
 	b.leases[id] = l
-	token := b.tokens[l.token]
-	token.leases = append(token.leases, l)
+	if token := b.tokens[l.token]; token != nil {
+		token.leases = append(token.leases, l)
+	}
 	i := Issued{
-		LeaseID: id, TTL: role.ttl, Renewable: !role.fixed, Kind: Leased,
+		LeaseID: id, TTL: role.ttl, Renewable: !role.fixed, Kind: Leased, Headroom: role.headroom,
 		Secret: format.Secret{Data: map[string]any{"username": id + ":user", "password": id + ":pass"}},
 	}
 	if role.bare {

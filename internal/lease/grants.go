@@ -80,7 +80,7 @@ func (w *worker) grantsFor(a *attempt, send []*wanted, o order) ([]*grant, error
 func (w *worker) usable(a *attempt, wants []*wanted, o order) *grant {
 	read := wants[0].read
 	for _, g := range w.rec.Grants {
-		if a.grants[g.ID] && !g.Ending && g.Source == read.Source && g.Login == read.Login {
+		if a.grants[g.ID] && g.reusable() && g.Source == read.Source && g.Login == read.Login {
 			return g
 		}
 	}

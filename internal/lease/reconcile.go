@@ -231,7 +231,7 @@ func (w *worker) await(a *attempt, missing []*wanted, o order) error {
 		case <-r.done:
 		case <-timeout.C:
 			return blame(want, &provider.Error{
-				Class: provider.Deadline, Cause: "no answer to the read of " + want.read.Path + " yet; it goes on, and the next try uses its answer",
+				Class: provider.Deadline, Cause: "no answer to the read of " + want.read.Subject() + " yet; it goes on, and the next try uses its answer",
 			})
 		case <-o.ctx.Done():
 			return blame(want, &provider.Error{Class: provider.Unavailable, Cause: "the rotation made way for a Mount; it is taken up again"})

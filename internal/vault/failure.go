@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/tenure-csi/tenure/internal/gate"
 	"github.com/tenure-csi/tenure/internal/lease"
 	"github.com/tenure-csi/tenure/provider"
 )
@@ -59,9 +60,9 @@ func (c call) fail(v lease.Verdict, class provider.Class, field, cause, remedy s
 // crowded is the Failure of a call that got no room to be sent.
 func crowded(c call, err error) *lease.Failure {
 	var f *lease.Failure
-	if errors.Is(err, errSlowed) {
+	if errors.Is(err, gate.ErrSlowed) {
 		f = c.fail(lease.Retry, provider.Exhausted, "", fmt.Sprintf(
-			"%d calls of namespace %s have had no answer for over %s", namespaceSlowed, c.by.Pod.Namespace, slowAfter),
+			"%d calls of namespace %s have had no answer for over %s", gate.NamespaceSlowed, c.by.Pod.Namespace, gate.SlowAfter),
 			"look at the secrets engine or database behind this path")
 	} else {
 		f = c.fail(lease.Retry, provider.Deadline, "", "too many other calls were in flight for too long", "")
