@@ -1,7 +1,6 @@
 package charts
 
 import (
-	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -145,13 +144,28 @@ func TestReadmeNamesEachValue(t *testing.T) {
 // TestManifestsAreFresh compares manifests/ with what the chart gives.
 func TestManifestsAreFresh(t *testing.T) {
 	t.Parallel()
-	want, err := os.ReadFile(repository + "/manifests/tenure.yaml")
+	committed, err := os.ReadFile(repository + "/manifests/tenure.yaml")
 	require.NoError(t, err)
-	got, err := script(t, "manifests.sh")
+	rendered, err := script(t, "manifests.sh")
 	require.NoError(t, err)
-	require.Equal(t, got, string(want), "run: make manifests")
-	m := decode(t, got)
+	require.Equal(t, rendered, string(committed), "run: make manifests")
+	m := decode(t, rendered)
 	require.Nil(t, m.secret, "a key that everybody has would be none")
 	require.Nil(t, m.role)
-	require.Equal(t, 2, strings.Count(got, "# CHANGE\n"), fmt.Sprint("image and address:\n", got))
+	require.Equal(t, 2, strings.Count(rendered, " # CHANGE\n"), "image and address")
+}
+
+// TestExamplesRender renders the values that examples give.
+func TestExamplesRender(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob(repository + "/examples/*/values.yaml")
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		out, err := helm(t, string(text), "template", "tenure", chart)
+		require.NoError(t, err, file)
+		requireKnown(t, decode(t, out).container(t).Args)
+	}
 }
