@@ -14,19 +14,19 @@ import (
 func TestPermissions(t *testing.T) {
 	t.Parallel()
 	const csi = "secrets-store.csi.x-k8s.io"
-	pods := rbac.PolicyRule{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"list", "watch"}}
+	pods := rbac.PolicyRule{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list", "watch"}}
 	for _, row := range []struct {
 		values string
 		flags  []string
 		rules  []rbac.PolicyRule
 	}{
-		{"events: true", []string{"--kube-events"}, []rbac.PolicyRule{{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}}}},
+		{"events: true", []string{"--kube-events"}, []rbac.PolicyRule{{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create"}}}},
 		{"podWatch: true", []string{"--kube-pods"}, []rbac.PolicyRule{pods}},
 		{"podWatch: true, spcWatch: true", []string{"--kube-pods", "--kube-spcs"}, []rbac.PolicyRule{
 			pods,
 			{APIGroups: []string{csi}, Resources: []string{"secretproviderclasses"}, Verbs: []string{"list", "watch"}},
 		}},
-		{"statusSync: true", []string{"--kube-status"}, []rbac.PolicyRule{{APIGroups: []string{csi}, Resources: []string{"secretproviderclasspodstatuses"}, Verbs: []string{"get", "patch"}}}},
+		{"statusSync: true", []string{"--kube-status"}, []rbac.PolicyRule{{APIGroups: []string{csi}, Resources: []string{"secretproviderclasspodstatuses"}, Verbs: []string{"get", "update"}}}},
 		{"tokenRequest: true", []string{"--kube-token-requests"}, []rbac.PolicyRule{{APIGroups: []string{""}, Resources: []string{"serviceaccounts/token"}, Verbs: []string{"create"}}}},
 	} {
 		t.Run(row.values, func(t *testing.T) {
