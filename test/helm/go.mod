@@ -2,6 +2,8 @@ module github.com/tenure-csi/tenure/test/helm
 
 go 1.26.0
 
+// In a module of its own, so that the linter and Helm do not pin each other's
+// dependencies.
 tool helm.sh/helm/v3/cmd/helm
 
 require (

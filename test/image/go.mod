@@ -3,10 +3,10 @@ module github.com/tenure-csi/tenure/test/image
 go 1.26.0
 
 require (
-	github.com/CycloneDX/cyclonedx-go v0.12.0
-	github.com/google/go-containerregistry v0.22.1
+	github.com/CycloneDX/cyclonedx-go v0.12.0 // the format of the list of modules
+	github.com/google/go-containerregistry v0.22.1 // images, indexes and their checks
 	github.com/stretchr/testify v1.12.1
-	golang.org/x/crypto/x509roots/fallback v0.0.0-20261030153154-30a33513ff6d
+	golang.org/x/crypto/x509roots/fallback v0.0.0-20261030153154-30a33513ff6d // the CAs of the public web, pinned
 )
 
 require (
