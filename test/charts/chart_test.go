@@ -220,6 +220,7 @@ func TestNetworkPolicyAndPodMonitor(t *testing.T) {
   egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8}}]}]`)
 	require.Len(t, m.networkPolicy.Spec.PolicyTypes, 2)
 	require.Equal(t, "monitoring", m.networkPolicy.Spec.Ingress[0].From[0].NamespaceSelector.MatchLabels["name"])
+	require.Equal(t, m.container(t).Ports[0].Name, m.networkPolicy.Spec.Ingress[0].Ports[0].Port.String())
 	require.Equal(t, "10.0.0.0/8", m.networkPolicy.Spec.Egress[0].To[0].IPBlock.CIDR)
 }
 
