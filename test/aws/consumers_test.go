@@ -18,16 +18,18 @@ import (
 // awscli is Debian's: its version is one that the tests know of.
 const awscli = "/usr/bin/aws"
 
-// formatted is a mounted volume with one object, named aws, in a format of AWS's,
-// seen by the application where it lies.
-func (s *site) formatted(t *testing.T, format, role string) *fixture.Volume {
+// formatted mounts a volume with one object, named aws, in a format of AWS's, and
+// answers where the application sees it: a path that may stand in a command.
+func (s *site) formatted(t *testing.T, format, role string) (mountPath string) {
 	t.Helper()
 	v := s.volume(t, map[string]string{"defaults": "{format: " + format + "}"}, s.name+"/sts/"+role)
 	v.Attributes["objects"] = "[{objectName: aws, secretPath: " + s.name + "/sts/" + role + "}]"
-	v.Attributes["mountPath"] = v.Target
+	mountPath = filepath.Join(t.TempDir(), "secrets")
+	v.Attributes["mountPath"] = mountPath
 	_, err := v.Mount(t.Context())
 	require.NoError(t, err)
-	return v
+	require.NoError(t, os.Symlink(v.Target, mountPath))
+	return mountPath
 }
 
 // TestAWSCLI lets Debian's awscli use either file: what the tenant may do works,
@@ -44,11 +46,11 @@ func TestAWSCLI(t *testing.T) {
 		{"aws-credential-process", "AWS_CONFIG_FILE", "aws/config"},
 	} {
 		t.Run(row.format, func(t *testing.T) {
-			v := s.formatted(t, row.format, "tenant")
+			mountPath := s.formatted(t, row.format, "tenant")
 			put := func(prefix string) (string, error) {
 				cmd := exec.CommandContext(within(t, time.Minute), awscli, "--endpoint-url", cloud.URL, "--region", fixture.Region,
 					"s3api", "put-object", "--bucket", cloud.MinIO.Bucket, "--key", prefix+"/cli", "--body", file)
-				cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + t.TempDir(), row.variable + "=" + filepath.Join(v.Target, row.path), "AWS_EC2_METADATA_DISABLED=true"}
+				cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + t.TempDir(), row.variable + "=" + filepath.Join(mountPath, row.path), "AWS_EC2_METADATA_DISABLED=true"}
 				out, err := cmd.CombinedOutput()
 				return string(out), err
 			}
@@ -69,9 +71,9 @@ func TestClientOutlivesRotations(t *testing.T) {
 	s := newSite(t)
 	s.engine(t)
 	s.role(t, "tenant", "assumed_role")
-	v := s.formatted(t, "aws-credential-process", "tenant")
+	mountPath := s.formatted(t, "aws-credential-process", "tenant")
 	ctx := within(t, 3*time.Minute)
-	sdk, err := config.LoadDefaultConfig(ctx, config.WithSharedConfigFiles([]string{filepath.Join(v.Target, "aws", "config")}),
+	sdk, err := config.LoadDefaultConfig(ctx, config.WithSharedConfigFiles([]string{filepath.Join(mountPath, "aws", "config")}),
 		config.WithSharedCredentialsFiles([]string{}), config.WithEC2IMDSClientEnableState(imds.ClientDisabled))
 	require.NoError(t, err)
 	used := map[string]bool{}
