@@ -268,7 +268,7 @@ func (p *parser) load(name string, kind yaml.Kind, kindName, remedy string) (nod
 	case err != nil:
 		var line int
 		_, _ = fmt.Sscanf(err.Error(), "line %d:", &line) // the library's errors have no other form
-		p.at(line).fail("", name, "can't be read as YAML: "+err.Error(), "indent with spaces and keep to plain lists and mappings")
+		p.at(line).fail("", name, "can't be read as YAML: "+err.Error(), "indent with spaces, the fields of an object below each other, and keep to plain lists and mappings")
 		return nil, false
 	case node != nil && node.Kind != kind:
 		p.fail("", name, "is not a YAML "+kindName, remedy)
