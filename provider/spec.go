@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"cmp"
 	"io/fs"
 	"net/url"
 	"time"
@@ -69,3 +70,9 @@ type Login struct {
 	TLSServerName                 string `json:",omitzero"`
 	SkipTLSVerify                 bool   `json:",omitzero"`
 }
+
+// ByToken reports whether the login sends a service account token of the pod.
+func (l Login) ByToken() bool { return l.Method == "kubernetes" || l.Method == "jwt" }
+
+// TokenAudience returns the audience of that token.
+func (l Login) TokenAudience() string { return cmp.Or(l.Audience, DefaultAudience) }

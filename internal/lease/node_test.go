@@ -38,6 +38,7 @@ type node struct {
 	effects int // of this life of the daemon
 	sweep   time.Duration
 	writes  int // swaps
+	cluster Cluster
 	wrong   []string
 
 	writeErr, saveErr, currentErr error // faults of the node itself
@@ -94,7 +95,7 @@ func (n *node) start(killAt int) {
 	}
 	m, err := Open(Config{
 		Sources: map[string]Source{"vault": n.daemon}, Files: n.daemon, Store: store{n.daemon}, VersionKey: []byte("key"),
-		Log: slog.New(slog.NewTextHandler(out, nil)), sweep: n.sweep,
+		Log: slog.New(slog.NewTextHandler(out, nil)), sweep: n.sweep, Cluster: n.cluster,
 	})
 	require.NoError(n.t, err)
 	n.m = m

@@ -44,6 +44,7 @@ type worker struct {
 	needsID error             // why nothing can be replaced before the next Mount; nil: it can
 	fresh   bool              // a Mount brought an identity since
 	guards  map[string]*guard // by read
+	told    map[Notice]string // the conditions that were announced, by what they are about
 }
 
 // ask is a Mount that must wait.
@@ -60,7 +61,7 @@ type failure struct {
 	hash  string
 	err   error
 	spec  spec
-	tries int
+	tries int       // 0: an edit that was not tried yet
 	next  time.Time // when to try again, until then it is answered from memory; zero: never
 }
 
@@ -253,6 +254,7 @@ func (w *worker) step() (more bool) {
 	now := time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.announce(now)
 	next := w.next()
 	w.interrupt = nil
 	if w.asked != nil || w.gone && !w.rec.Ended || w.fresh || w.arrived() || (!next.IsZero() && passed(now, next)) {
