@@ -26,6 +26,7 @@ type config struct {
 	logLevel       string
 	logFormat      string
 	vault          vaultFlags
+	kube           kubeFlags
 	ignoredFromEnv []string // VAULT_ variables that were set and mean nothing here
 }
 
@@ -110,6 +111,7 @@ func (c *config) defineFlags(f *flag.FlagSet, env map[string]string) {
 	f.StringVar(&c.logLevel, "log-level", "info", "`level`: debug, info, warn or error")
 	f.StringVar(&c.logFormat, "log-format", "text", "`format`: text or json")
 	c.vault.defineFlags(f, env)
+	c.kube.defineFlags(f)
 }
 
 func (v *vaultFlags) defineFlags(f *flag.FlagSet, env map[string]string) {
@@ -180,6 +182,7 @@ func (c *config) check() error {
 	if (c.vault.clientCert == "") != (c.vault.clientKey == "") {
 		problem("--vault-tls-client-cert and --vault-tls-client-key belong together, but only one is set; set both or none")
 	}
+	c.kube.check(problem)
 	if err := new(slog.Level).UnmarshalText([]byte(c.logLevel)); err != nil {
 		problem("--log-level %q is not known; use debug, info, warn or error", c.logLevel)
 	}
