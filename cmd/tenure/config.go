@@ -28,6 +28,7 @@ type config struct {
 	logFormat      string
 	vault          vaultFlags
 	aws            awsFlags
+	kube           kubeFlags
 	ignoredFromEnv []string // VAULT_ variables that were set and mean nothing here
 }
 
@@ -120,6 +121,7 @@ func (c *config) defineFlags(f *flag.FlagSet, env map[string]string) {
 	f.StringVar(&c.logFormat, "log-format", "text", "`format`: text or json")
 	c.vault.defineFlags(f, env)
 	c.aws.defineFlags(f, env)
+	c.kube.defineFlags(f)
 }
 
 func (v *vaultFlags) defineFlags(f *flag.FlagSet, env map[string]string) {
@@ -190,6 +192,7 @@ func (c *config) check() error {
 	if (c.vault.clientCert == "") != (c.vault.clientKey == "") {
 		problem("--vault-tls-client-cert and --vault-tls-client-key belong together, but only one is set; set both or none")
 	}
+	c.kube.check(problem)
 	if err := new(slog.Level).UnmarshalText([]byte(c.logLevel)); err != nil {
 		problem("--log-level %q is not known; use debug, info, warn or error", c.logLevel)
 	}
