@@ -79,6 +79,9 @@ func (w *worker) lacking(l *lease) (from time.Time, why error) {
 	if g := w.rec.newest(l.Source, l.Login); g != nil && (g.Borrowed || w.serves(g, l)) {
 		return from, nil // a login is not needed
 	}
+	if w.m.Cluster.Identities != nil && l.Login.ByToken() {
+		return from, nil // a fresh token is asked for when it is
+	}
 	until, why := w.identity.Until(l.Login, w.rec.Pod)
 	if why == nil || !until.IsZero() && !until.Before(l.Due) {
 		return from, nil
