@@ -99,6 +99,44 @@ func TestDaemonUsesTheAPI(t *testing.T) {
 	require.NoError(t, daemon.Stop())
 }
 
+// TestDaemonAsksForAToken: nobody mounts again, the token of the first Mount has
+// expired, and Vault's token ends with the credential.
+func TestDaemonAsksForAToken(t *testing.T) {
+	needAPI(t)
+	config, err := api.kubeconfig("token-requests")
+	require.NoError(t, err)
+	const life = 30 * time.Second
+	scope := fixture.Scoped(t, stack, fixture.ScopeOptions{TTL: life, MaxTTL: life, Auth: fixture.AuthRole{TTL: life, Max: life}})
+	_, err = stack.Vault.Client().Logical().WriteWithContext(t.Context(), "auth/"+scope.Name+"/config", map[string]any{
+		"jwt_validation_pubkeys": []string{stack.Issuer.PublicKey(), api.PublicKey},
+	})
+	require.NoError(t, err)
+	node := fixture.NodeFor(t, fixture.NodeOptions{Issuer: stack.Issuer})
+	daemon := fixture.DaemonFor(t, fixture.DaemonOptions{Node: node, VaultAddr: stack.Vault.Addr, Args: []string{"--kube-token-requests", "--kubeconfig=" + config}})
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(daemon.Logs())
+		}
+	})
+	pod := makePod(t, "token-pod", "n-token", "x")
+	spc := scope.SPC(fmt.Sprintf("[{objectName: user, secretPath: %s, secretKey: username}]", scope.Creds))
+	volume, err := node.Volume(fixture.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ServiceAccount: pod.ServiceAccount}, "secrets", spc, nil)
+	require.NoError(t, err)
+	volume.TokenTTL = 5 * time.Second
+	_, err = volume.Mount(t.Context())
+	require.NoError(t, err)
+	first, err := volume.Read("user")
+	require.NoError(t, err)
+	soon(t, "a new credential", func() bool { now, err := volume.Read("user"); return err == nil && string(now) != string(first) })
+	logins, err := scope.Logins()
+	require.NoError(t, err)
+	require.Equal(t, 2, logins)
+	text, err := daemon.Status(t.Context())
+	require.NoError(t, err)
+	require.Contains(t, string(text), `"state": "live"`)
+	require.NotContains(t, string(text), lease.NeedsIdentity)
+}
+
 // TestDaemonWithoutTheAPIServer: what is switched on and does not answer keeps
 // nothing else from working.
 func TestDaemonWithoutTheAPIServer(t *testing.T) {

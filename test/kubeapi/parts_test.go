@@ -212,7 +212,7 @@ func TestTokens(t *testing.T) {
 	require.NoError(t, err)
 
 	require.True(t, accepted(t, token.Value, "vault"))
-	require.False(t, accepted(t, token.Value, "https://kubernetes.default.svc"), "it is for Vault alone")
+	require.False(t, accepted(t, token.Value, issuer), "it is for Vault alone")
 	_, err = tokens.Token(t.Context(), provider.Pod{Name: pod.Name, Namespace: namespace, UID: "another", ServiceAccount: "app"}, "vault")
 	require.ErrorContains(t, err, "requesting a token of service account shop/app: ")
 	removePod(t, pod.Name)

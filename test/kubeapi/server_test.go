@@ -23,12 +23,17 @@ import (
 
 // server is etcd and kube-apiserver, with RBAC and without any controller.
 type server struct {
-	URL string
+	URL       string
+	PublicKey string // of the service account tokens, in PEM
 
 	dir   string
 	parts []*exec.Cmd
 	logs  bytes.Buffer
 }
+
+// issuer is the iss claim of the tokens that kube-apiserver signs, and their
+// audience where nobody names one: the same as of the fixture's.
+const issuer = "https://kubernetes.default.svc.cluster.local"
 
 // users are who may call, by their tokens: the administrator, and one for each
 // permission of the docs, who has that one alone; all has all.
@@ -61,7 +66,7 @@ func startServer(ctx context.Context, kube string) (s *server, err error) {
 		"--service-cluster-ip-range=10.96.0.0/24", "--cert-dir="+s.dir,
 		"--authorization-mode=RBAC", "--token-auth-file="+s.dir+"/tokens.csv",
 		"--disable-admission-plugins=ServiceAccount", // no controller makes the default ones
-		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+s.dir+"/key.pem",
+		"--service-account-issuer="+issuer, "--service-account-key-file="+s.dir+"/key.pem",
 		"--service-account-signing-key-file="+s.dir+"/key.pem", "--v=0",
 	); err != nil {
 		return s, err
@@ -74,6 +79,11 @@ func (s *server) writeKeys() error {
 	if err != nil {
 		return err
 	}
+	public, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		return err
+	}
+	s.PublicKey = string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public}))
 	text := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})
 	var tokens strings.Builder
 	for _, u := range users {
