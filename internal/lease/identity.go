@@ -86,16 +86,17 @@ func (w *worker) lacking(l *lease) (from time.Time, why error) {
 	if !w.republished {
 		until = time.Time{}
 	}
+	if w.identity.Tokens == nil && w.identity.Secrets == nil { // no Mount has brought one since the start
+		until = w.m.opened.Add(republishWithin)
+	}
 	half := l.Issued.Add(w.rec.end(l).Sub(l.Issued) / 2)
-	return latest(half, until, w.m.opened.Add(republishWithin)), why
+	return latest(half, until), why
 }
 
-// latest returns the last of some times.
-func latest(times ...time.Time) (last time.Time) {
-	for _, t := range times {
-		if t.After(last) {
-			last = t
-		}
+// latest returns the later of two times.
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
 	}
-	return last
+	return b
 }
