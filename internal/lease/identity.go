@@ -74,14 +74,14 @@ func (w *worker) foresee(now time.Time) {
 // newer one. mu is held.
 func (w *worker) lacking(l *lease) (from time.Time, why error) {
 	if w.needsID != nil || l.Kind != Leased || !l.Final || l.Tries > 0 {
-		return from, nil
+		return from, nil //nolint:nilerr // what has been told is not told again
 	}
 	if g := w.rec.newest(l.Source, l.Login); g != nil && (g.Borrowed || w.serves(g, l)) {
 		return from, nil // a login is not needed
 	}
 	until, why := w.identity.Until(l.Login, w.rec.Pod)
-	if why == nil || !until.IsZero() && !until.Before(l.Due) {
-		return from, nil
+	if until.After(l.Due) {
+		why = nil // it lasts
 	}
 	if !w.republished {
 		until = time.Time{}
