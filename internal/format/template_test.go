@@ -161,6 +161,10 @@ func TestTemplateExecutionFaults(t *testing.T) {
 	for text, want := range map[string]string{
 		"{{.Data.nope}}":                        `line 1, column 8: there is no entry of this name; the data has "b64", "big"`,
 		"\n{{.Nope}}":                           "line 2, column 3: there is no entry of this name",
+		"{{.Objects.other.Data.v}}":             "there is no entry of this name", // nothing of other objects is there
+		"{{$.Spec.Objects}}":                    "there is no entry of this name",
+		`{{index . "Secrets"}}`:                 "index finds no such entry",
+		`{{index .Lease "LeaseID"}}`:            "index finds no such entry",
 		"{{.Data}}":                             "a list or a map has no text; use toJson, join or range",
 		"{{.Data.list}}":                        "a list or a map has no text",
 		"{{.Data.none}}":                        "a null has no text; use default",
