@@ -41,10 +41,8 @@ var (
 	awsIdentities = []string{PodIdentity, NodeIdentity}
 )
 
-const (
-	approle  = "approle" // the login method that takes a Secret in place of the pod's token
-	awsLogin = "aws"     // the login method that takes a signed request to AWS
-)
+// awsLogin is the login method that takes a signed request to AWS.
+const awsLogin = "aws"
 
 // The sources.
 const (

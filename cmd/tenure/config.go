@@ -24,6 +24,7 @@ type config struct {
 	stateDir       string   // tmpfs, mode 0700: the journal and the status socket
 	healthAddr     string   // empty: off
 	versionKey     string   // file; empty: a key of this node's own, in stateDir
+	volumeBudget   int64    // bytes; 0: by the memory there is
 	logLevel       string
 	logFormat      string
 	vault          vaultFlags
@@ -117,6 +118,11 @@ func (c *config) defineFlags(f *flag.FlagSet, env map[string]string) {
 	f.StringVar(&c.stateDir, "state-dir", defaultStateDir, "`directory` for the journal: on the node's tmpfs, mode 0700, so that it outlives the container")
 	f.StringVar(&c.healthAddr, "health-addr", "127.0.0.1:8080", "`host:port` of /healthz, /readyz and /metrics; empty serves none")
 	f.StringVar(&c.versionKey, "version-key-file", "", "`file` with the key of object versions, the same on all nodes; without it equal secrets have other versions on each node")
+	f.Func("volume-budget", "`size` of memory, such as 64Mi, that the files of all volumes may take together, and half of it those of one namespace:\n"+
+		"they are charged to the daemon (default half of its container's memory limit, without one a sixteenth of the machine's memory)", func(text string) (err error) {
+		c.volumeBudget, err = parseSize(text)
+		return err
+	})
 	f.StringVar(&c.logLevel, "log-level", "info", "`level`: debug, info, warn or error")
 	f.StringVar(&c.logFormat, "log-format", "text", "`format`: text or json")
 	c.vault.defineFlags(f, env)

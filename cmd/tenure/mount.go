@@ -156,6 +156,38 @@ func mount(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return errors.Join(err, t.end())
 }
 
+// choose answers the SecretProviderClass of that name in a text, or the only one.
+func choose(file string, text []byte, name string) (*class, error) {
+	fail := func(cause string, args ...any) (*class, error) {
+		return nil, fmt.Errorf("reading %s: "+cause, append([]any{file}, args...)...)
+	}
+	all, _ := readManifest(file, text)
+	var found []*class
+	var names []string
+	for _, c := range all {
+		if c.broken != nil {
+			return nil, errors.New(c.broken.String())
+		}
+		names = append(names, c.Metadata.Name)
+		if name == "" || c.Metadata.Name == name {
+			found = append(found, c)
+		}
+	}
+	switch {
+	case len(names) == 0:
+		return fail("there is no SecretProviderClass in it")
+	case len(found) == 0:
+		return fail("there is no SecretProviderClass %q in it, but %s; correct --name", name, strings.Join(names, ", "))
+	case len(found) > 1:
+		return fail("there are several SecretProviderClasses in it (%s); choose one with --name", strings.Join(names, ", "))
+	}
+	var errs []error
+	for _, f := range found[0].problems {
+		errs = append(errs, errors.New(found[0].place(f).String()))
+	}
+	return found[0], errors.Join(errs...)
+}
+
 // trial is a node of one volume, with the parts of the daemon.
 type trial struct {
 	*mountOptions
@@ -180,12 +212,12 @@ func (t *trial) request() (provider.Request, error) {
 	if err != nil {
 		return provider.Request{}, fmt.Errorf("reading the SecretProviderClass: %w", err)
 	}
-	spc, err := readSPC(bytes.NewReader(text), t.name)
+	spc, err := choose(t.file, text, t.name)
 	if err != nil {
-		return provider.Request{}, fmt.Errorf("reading %s: %w", t.file, err)
+		return provider.Request{}, err
 	}
-	if spc.provider != "tenure" && spc.provider != "vault" {
-		return provider.Request{}, fmt.Errorf("reading %s: spec.provider of %q is %q, and the driver would ask that provider; set tenure", t.file, spc.name, spc.provider)
+	if p := spc.Spec.Provider; p != "tenure" && p != "vault" {
+		return provider.Request{}, fmt.Errorf("reading %s: spec.provider of %q is %q, and the driver would ask that provider; set tenure", t.file, spc.Metadata.Name, p)
 	}
 	tokens, err := t.identify(spc)
 	if err != nil {
@@ -193,7 +225,7 @@ func (t *trial) request() (provider.Request, error) {
 	}
 	attributes := maps.Clone(spc.parameters)
 	maps.Copy(attributes, map[string]string{
-		"secretProviderClass":                      spc.name,
+		"secretProviderClass":                      spc.Metadata.Name,
 		"csi.storage.k8s.io/pod.name":              t.pod.Name,
 		"csi.storage.k8s.io/pod.namespace":         t.pod.Namespace,
 		"csi.storage.k8s.io/pod.uid":               t.pod.UID,
@@ -204,12 +236,12 @@ func (t *trial) request() (provider.Request, error) {
 	if err != nil {
 		return provider.Request{}, err
 	}
-	return provider.Decode(&v1alpha1.MountRequest{Attributes: string(call), TargetPath: t.target, Permission: "420"}, spc.provider, t.root)
+	return provider.Decode(&v1alpha1.MountRequest{Attributes: string(call), TargetPath: t.target, Permission: "420"}, spc.Spec.Provider, t.root)
 }
 
 // identify answers the pod's tokens as kubelet gives them, and at first who the
 // pod is.
-func (t *trial) identify(spc *secretProviderClass) (string, error) {
+func (t *trial) identify(spc *class) (string, error) {
 	tokens, of := map[string]map[string]string{}, provider.Pod{}
 	if t.tokenFile != "" {
 		text, err := t.read(t.tokenFile)
@@ -229,13 +261,13 @@ func (t *trial) identify(spc *secretProviderClass) (string, error) {
 	if t.target == "" {
 		t.pod = provider.Pod{
 			Name: cmp.Or(of.Name, "tenure-mount"), UID: cmp.Or(of.UID, t.pod.UID),
-			Namespace:      cmp.Or(t.namespace, spc.namespace, of.Namespace, "default"),
+			Namespace:      cmp.Or(t.namespace, spc.Metadata.Namespace, of.Namespace, "default"),
 			ServiceAccount: cmp.Or(t.account, of.ServiceAccount, "default"),
 		}
 		t.target = filepath.Join(t.podDir(), "volumes/kubernetes.io~csi/secrets/mount")
 	}
-	if spc.namespace != "" && spc.namespace != t.pod.Namespace {
-		return "", fmt.Errorf("the SecretProviderClass is of namespace %s, and pods of namespace %s can't mount it; leave --namespace out", spc.namespace, t.pod.Namespace)
+	if spc.Metadata.Namespace != "" && spc.Metadata.Namespace != t.pod.Namespace {
+		return "", fmt.Errorf("the SecretProviderClass is of namespace %s, and pods of namespace %s can't mount it; leave --namespace out", spc.Metadata.Namespace, t.pod.Namespace)
 	}
 	if t.tokenFile != "" && (of.Namespace != t.pod.Namespace || of.ServiceAccount != t.pod.ServiceAccount) {
 		return "", fmt.Errorf("reading --token-file: the token is of service account %s/%s, not %s/%s; %s",
@@ -374,3 +406,21 @@ func (forgetful) Load() ([]*lease.Record, volume.Mark, error) { return nil, volu
 func (forgetful) Save(*lease.Record) error                    { return nil }
 func (forgetful) Remove(string) error                         { return nil }
 func (forgetful) SaveMark(volume.Mark) error                  { return nil }
+
+// input reads files that a person names, where "-" is the standard input, which
+// can be read only once.
+type input struct{ stdin []byte }
+
+func (i *input) read(path string) ([]byte, error) {
+	if path != "-" {
+		return os.ReadFile(path)
+	}
+	if i.stdin == nil {
+		text, err := io.ReadAll(os.Stdin)
+		if err != nil {
+			return nil, fmt.Errorf("reading the standard input: %w", err)
+		}
+		i.stdin = text
+	}
+	return i.stdin, nil
+}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -115,7 +116,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) (err error) {
 	}
 	manager, err := lease.Open(lease.Config{
 		Sources: map[string]lease.Source{"vault": source, "aws-sts": cloud, "rds-iam": cloud}, Files: files, Store: journal,
-		VersionKey: key, Log: log, Registerer: d.metrics,
+		VersionKey: key, MaxBytes: cmp.Or(c.volumeBudget, defaultBudget()), Log: log, Registerer: d.metrics,
 	})
 	if err != nil {
 		return err

@@ -18,7 +18,7 @@ var errNoSession = errors.New("the answer holds no session")
 
 // ask makes one call once it has room, and says what a failed one means.
 func (s *Source) ask(ctx context.Context, q question, call func(context.Context) error) *lease.Failure {
-	leave, err := s.gates.Enter(ctx, s.address(q), q.by.Pod.Namespace, q.by.Work)
+	leave, err := s.gates.Enter(ctx, s.address(q), q.by.Pod.Namespace, q.by.Work, false)
 	if err != nil {
 		return q.crowded(err)
 	}

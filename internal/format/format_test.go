@@ -255,7 +255,7 @@ func TestErrorsNameObjectFieldAndWayOut(t *testing.T) {
 		"aws, shell":         {provider.Object{Name: "x", Format: "aws-credential-process", MountPath: "/run/$(id)"}, awsData, "mountPath", "the path has characters that AWS's SDKs would give to a shell", true},
 		"aws, long name":     {provider.Object{Name: strings.Repeat("a/", 2040) + "b", Format: "aws-credential-process", MountPath: "/run"}, awsData, "objectName", "the name leaves no room", true},
 		"template, empty":    {provider.Object{Name: "x", Format: "template"}, data, "template", "the template is empty", true},
-		"template, syntax":   {provider.Object{Name: "x", Format: "template", Template: "a\n{{.Data."}, data, "template", "line 2: ", true},
+		"template, syntax":   {provider.Object{Name: "x", Format: "template", Template: "a\n{{.Data."}, data, "template", "line 2, column 8: unexpected", true},
 		"template, missing":  {provider.Object{Name: "x", Format: "template", Template: "a\n{{.Data.q}}"}, data, "template", `line 2, column 8: there is no entry of this name; the data has "k", "none", "password", "username"`, false},
 	} {
 		t.Run(name, func(t *testing.T) {

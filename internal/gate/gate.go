@@ -35,9 +35,10 @@ var ErrSlowed = errors.New("too many slow calls of this namespace")
 
 // Gates bounds what is in flight at each address. Waiting calls are served
 // Urgent first, then Mounts, then Background, and within each kind one
-// namespace after the other. Background work may starve under Mounts until it
-// is Urgent. Addresses and namespaces are forgotten when nothing of theirs is
-// in flight or waits. The zero value is ready;
+// namespace after the other. Of a namespace's calls a login goes last: who is
+// logged in keeps the backend busy while the others log in. Background work may
+// starve under Mounts until it is Urgent. Addresses and namespaces are forgotten
+// when nothing of theirs is in flight or waits. The zero value is ready;
 // its method may be called at once.
 type Gates struct {
 	mu sync.Mutex
@@ -61,6 +62,7 @@ type space struct {
 type pass struct {
 	addr, namespace string
 	work            lease.Work
+	login           bool
 	ready           chan struct{} // closed when the call may go, or err is set
 	err             error
 	granted, slow   bool
@@ -69,11 +71,11 @@ type pass struct {
 
 // Enter waits for a slot. The caller must call leave once when its call is
 // over. The error is ctx's, or ErrSlowed.
-func (g *Gates) Enter(ctx context.Context, addr, namespace string, work lease.Work) (leave func(), err error) {
+func (g *Gates) Enter(ctx context.Context, addr, namespace string, work lease.Work, login bool) (leave func(), err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	p := &pass{addr: addr, namespace: namespace, work: work, ready: make(chan struct{})}
+	p := &pass{addr: addr, namespace: namespace, work: work, login: login, ready: make(chan struct{})}
 	if err := g.wait(p); err != nil {
 		return nil, err
 	}
@@ -99,7 +101,11 @@ func (g *Gates) wait(p *pass) error {
 	if len(sp.waiting[p.work]) == 0 {
 		at.turn[p.work] = append(at.turn[p.work], sp)
 	}
-	sp.waiting[p.work] = append(sp.waiting[p.work], p)
+	place := len(sp.waiting[p.work])
+	if first := slices.IndexFunc(sp.waiting[p.work], func(w *pass) bool { return w.login }); first >= 0 && !p.login {
+		place = first
+	}
+	sp.waiting[p.work] = slices.Insert(sp.waiting[p.work], place, p)
 	g.serve(at)
 	return nil
 }

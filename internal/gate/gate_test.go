@@ -22,6 +22,7 @@ type queue struct {
 	in    []string // in the order they went in
 	errs  []error
 	leave map[string][]func()
+	login bool // what is added next
 }
 
 func newQueue(t *testing.T) *queue {
@@ -30,16 +31,17 @@ func newQueue(t *testing.T) *queue {
 }
 
 func (q *queue) add(ctx context.Context, namespace string, work lease.Work, n int) {
+	login := q.login
 	for range n {
 		go func() {
-			leave, err := q.g.Enter(ctx, "addr", namespace, work)
+			leave, err := q.g.Enter(ctx, "addr", namespace, work, login)
 			q.g.mu.Lock() // the gate's own lock orders the record too
 			defer q.g.mu.Unlock()
 			if err != nil {
 				q.errs = append(q.errs, err)
 				return
 			}
-			q.in = append(q.in, namespace)
+			q.in = append(q.in, namespace+map[bool]string{true: " login"}[login])
 			q.leave[namespace] = append(q.leave[namespace], leave)
 		}()
 		synctest.Wait()
@@ -128,6 +130,19 @@ func TestGateOrdersWork(t *testing.T) {
 	})
 }
 
+func TestGateLetsReadsPassLogins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(t)
+		q.login = true
+		q.add(t.Context(), "a", lease.Mounting, namespaceSlots+2)
+		q.login = false
+		q.add(t.Context(), "a", lease.Mounting, 2)
+		q.free("a", 3)
+		require.Equal(t, []string{"a", "a", "a login"}, q.in[namespaceSlots:], "the backend has work while others log in")
+		q.freeAll()
+	})
+}
+
 func TestGateSlowCallsGiveTheirSlotBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newQueue(t)
@@ -142,7 +157,7 @@ func TestGateSlowCallsGiveTheirSlotBack(t *testing.T) {
 		for _, err := range q.errs {
 			require.ErrorIs(t, err, ErrSlowed)
 		}
-		_, err := q.g.Enter(t.Context(), "addr", "hang", lease.Mounting)
+		_, err := q.g.Enter(t.Context(), "addr", "hang", lease.Mounting, false)
 		require.ErrorIs(t, err, ErrSlowed)
 		q.add(t.Context(), "hang", lease.Background, 1)
 		require.Len(t, q.in, 10, "renewals of the namespace go on")
@@ -179,7 +194,7 @@ func TestGateCancelledWaitLeavesNothing(t *testing.T) {
 		require.Len(t, q.errs, 3)
 		require.ErrorIs(t, q.errs[0], context.Canceled)
 		q.freeAll()
-		_, err := q.g.Enter(ctx, "addr", "a", lease.Urgent)
+		_, err := q.g.Enter(ctx, "addr", "a", lease.Urgent, false)
 		require.ErrorIs(t, err, context.Canceled, "a dead context takes no slot")
 	})
 }

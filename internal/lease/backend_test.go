@@ -48,6 +48,7 @@ type role struct {
 type fakeToken struct {
 	made, expires time.Time
 	dead          bool
+	leases        []*fakeLease
 }
 
 type fakeLease struct {
@@ -100,6 +101,7 @@ func broken(c provider.Class, cause string, v Verdict, minted bool) error {
 
 var (
 	errDown   = broken(provider.Unavailable, "connection refused", Retry, false)
+	errTLS    = broken(provider.Precondition, "certificate signed by an unknown authority", Retry, false)
 	errNoDB   = broken(provider.Unavailable, "the database behind Vault does not answer", Retry, true)
 	errGone   = broken(provider.Precondition, "lease not found", Gone, false)
 	errDead   = broken(provider.Denied, "invalid token", DeadAuth, false)
@@ -212,7 +214,11 @@ func (b *backend) Read(ctx context.Context, by Caller, s Session, r provider.Rea
 	b.mints[by.Pod.Name+" "+r.Path]++
 	id := b.id("lease")
 	now := time.Now()
-	b.leases[id] = &fakeLease{token: s.Token.Reveal(), path: r.Path, pod: by.Pod.Name, made: now, expires: now.Add(role.ttl), role: role}
+	l := &fakeLease{token: s.Token.Reveal(), path: r.Path, pod: by.Pod.Name, made: now, expires: now.Add(role.ttl), role: role}
+	b.leases[id] = l
+	if token := b.tokens[l.token]; token != nil {
+		token.leases = append(token.leases, l)
+	}
 	i := Issued{
 		LeaseID: id, TTL: role.ttl, Renewable: !role.fixed, Kind: Leased, Headroom: role.headroom,
 		Secret: format.Secret{Data: map[string]any{"username": id + ":user", "password": id + ":pass"}},
@@ -277,9 +283,9 @@ func (b *backend) EndSession(ctx context.Context, by Caller, s Session) error {
 	b.ends++
 	if t := b.tokens[s.Token.Reveal()]; t != nil {
 		t.dead = true
-	}
-	for _, l := range b.leases {
-		l.revoked = l.revoked || (l.token == s.Token.Reveal() && !l.role.bare)
+		for _, l := range t.leases {
+			l.revoked = l.revoked || !l.role.bare
+		}
 	}
 	return b.leave("end", by.Pod.Name)
 }

@@ -330,6 +330,9 @@ func (w *worker) swap(a *attempt, wants []*wanted, o order) error {
 
 // write journals the new generation, switches the files and adopts it.
 func (w *worker) write(gen *generation, files []volume.File, o order, now time.Time) error {
+	if err := w.grow(gen, o); err != nil {
+		return err
+	}
 	w.mu.Lock()
 	w.rec.Pending = gen
 	w.mu.Unlock()

@@ -50,6 +50,7 @@ func (w *worker) render(r *reading) error {
 		}
 		l.Objects = append(l.Objects, ob)
 	}
+	l.Bytes = size(r.files)
 	return nil
 }
 

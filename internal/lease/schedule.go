@@ -136,6 +136,9 @@ func (w *worker) next() time.Time {
 	}
 	for _, l := range w.rec.current() {
 		soon(l.at())
+		if from, why := w.lacking(l); why != nil && from.After(time.Now()) {
+			soon(from)
+		}
 	}
 	if w.change != nil {
 		soon(w.change.next)

@@ -106,7 +106,8 @@ type lease struct {
 	Tries     int       `json:"tries,omitempty"`
 	Jitter    float64   `json:"jitter"`
 	Renewable bool      `json:"renewable,omitempty"`
-	Until     time.Time `json:"until,omitzero"` // replaced: works until then
+	Until     time.Time `json:"until,omitzero"`  // replaced: works until then
+	Bytes     int64     `json:"bytes,omitempty"` // of memory that its files take
 	Objects   []object  `json:"objects"`
 	Problem   string    `json:"problem,omitempty"`
 	// Headroom is how much of L must be left when it is replaced; 0: what the policy leaves.
