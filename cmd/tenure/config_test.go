@@ -85,6 +85,12 @@ func TestBadConfigurations(t *testing.T) {
 		{"key delay", []string{"--vault-aws-key-delay=30s"}, nil, []string{
 			`--vault-aws-key-delay 30s is not from 0s to 20s; a pod waits that long for its first key`,
 		}},
+		{"pods without a node", []string{"--kube-pods"}, nil, []string{
+			`--kube-pods needs --node-name, so that only this node's pods are followed; set it to the pod's spec.nodeName`,
+		}},
+		{"SPCs without pods", []string{"--kube-spcs", "--node-name=n"}, nil, []string{
+			`--kube-spcs needs --kube-pods, as a pod's volumeAttributes override the SecretProviderClass; set both`,
+		}},
 		{"token", nil, []string{"VAULT_TOKEN=hvs.canary"}, []string{
 			`VAULT_TOKEN is set, but pods log in with their own identity and a token of the daemon's would be used for nobody; unset it`,
 		}},
