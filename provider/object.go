@@ -96,16 +96,18 @@ func (e *entry) check(o Object) {
 // object reads all fields.
 func (e *entry) object(login Login) Object {
 	name := e.replaced("objectName")
+	e.tenanted = false
 	if fault := nameFault(name); name == "" {
 		e.fault("objectName", fault, "set the name of the file to write")
 	} else if fault != "" {
 		e.fault("objectName", quote(name)+" "+fault, "use a relative file name of letters, digits and . _ - with / between directories")
-	} else {
-		e.name = name
+	} else if e.name = name; e.spec.Tenants != nil {
+		e.nameForAll()
 	}
 	e.checkWords()
 	o := Object{
 		Name:       name,
+		Tenant:     e.tenant,
 		Key:        e.text("secretKey"),
 		Encoding:   strings.ToLower(e.oneOf("encoding", encodings, nil)),
 		Format:     e.oneOf("format", formats, plannedFormats),
@@ -125,7 +127,19 @@ func (e *entry) object(login Login) Object {
 		o.Refresh = defaultRefresh
 	}
 	e.checkFormat(o)
+	if e.tenant != "" && !e.tenanted && o.Read.AWS.Identity != NodeIdentity && !strings.Contains(e.request.Attributes["roleName"], "{tenant}") {
+		e.warn("object %s: nothing of what is read depends on {tenant}: every tenant gets the same", quote(e.name))
+	}
 	return o
+}
+
+// nameForAll names the object as its author wrote it, for all tenants, and makes
+// sure that it is a file of its own for each.
+func (e *entry) nameForAll() {
+	e.name = strings.NewReplacer("{namespace}", e.request.Pod.Namespace, "{serviceAccount}", e.request.Pod.ServiceAccount).Replace(e.text("objectName"))
+	if !strings.Contains(e.name, "{tenant}") {
+		e.fault("objectName", "has no {tenant}, and the files of all tenants would be one", "name it like {tenant}/"+brief(e.name))
+	}
 }
 
 // checkWords looks at the names of the fields.
@@ -145,7 +159,7 @@ func (e *entry) checkWords() {
 
 // read takes the question to Vault out of the fields.
 func (e *entry) read(login Login) Read {
-	r := Read{Source: "vault", Login: login, Method: "GET", Args: e.args()}
+	r := Read{Source: "vault", Tenant: e.tenant, Login: login, Method: "GET", Args: e.args()}
 	e.oneOf("source", sources, plannedSources)
 	if m := e.oneOf("method", methods, nil); m != "" {
 		r.Method = strings.ToUpper(m)

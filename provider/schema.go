@@ -24,6 +24,7 @@ func Schema() []byte {
 	refine(known, "vaultSkipTLSVerify", schema{"enum": []string{"true", "false"}})
 	refine(known, "mountPath", schema{"pattern": "^/"})
 	refine(known, "objects", embedded("objects"))
+	refine(known, "onTenantFailure", schema{"enum": tenantFailures})
 	refine(known, "defaults", embedded("defaults"))
 	for _, word := range legacyParameters {
 		known[word] = schema{"type": "string", "deprecated": true, "description": "Ignored, as by the HashiCorp provider."}
@@ -125,6 +126,9 @@ var (
 		"vaultAuthMethod":          "The way to log in to Vault; without it, kubernetes.",
 		"defaults":                 "YAML mapping of object fields for all objects.",
 		"mountPath":                "Where the application mounts the volume, for formats that name a file.",
+		"tenants":                  "YAML list of tenants' names, or patterns with *: every object is read and written for each, as {tenant}.",
+		"tenantsFrom":              "Where patterns find their names: " + FromBindings + " (the cluster's own rules), or a Vault path to LIST. Without it, " + FromBindings + ".",
+		"onTenantFailure":          "skip leaves a tenant out whose secrets can't be had, fail fails the volume. Without it, fail for listed names, skip for patterns.",
 	}
 	fieldTexts = map[string]string{
 		"objectName":      "The file's name in the volume; a directory for formats of several files. {namespace} and {serviceAccount} are replaced.",

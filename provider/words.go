@@ -13,8 +13,9 @@ var (
 		"roleName", "vaultAddress", "vaultNamespace", "vaultCACertPath", "vaultCADirectory", "vaultTLSServerName",
 		"vaultTLSClientCertPath", "vaultTLSClientKeyPath", "vaultKubernetesMountPath", "vaultAuthMountPath",
 		"audience", "vaultSkipTLSVerify", "objects", "vaultAuthMethod", "defaults", "mountPath",
+		"tenants", "tenantsFrom", "onTenantFailure",
 	}
-	plannedParameters = []string{"tenants", "tenantsFrom", "onTenantFailure", "awsIdentity", "vaultAwsRoleArn"}
+	plannedParameters = []string{"awsIdentity", "vaultAwsRoleArn"}
 	// legacyParameters are ignored by the HashiCorp provider too.
 	legacyParameters = []string{"kubernetesServiceAccountPath", "vaultCAPem"}
 
@@ -34,6 +35,7 @@ var (
 	plannedFormats = []string{"aws-credentials", "aws-credential-process"}
 	logins         = []string{"kubernetes", "jwt", approle}
 	plannedLogins  = []string{"aws"}
+	tenantFailures = []string{"skip", "fail"}
 )
 
 // approle is the login method that takes a Secret in place of the pod's token.

@@ -5,9 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -44,6 +42,7 @@ type worker struct {
 	needsID error             // why nothing can be replaced before the next Mount; nil: it can
 	fresh   bool              // a Mount brought an identity since
 	guards  map[string]*guard // by read
+	tenancy tenancy
 }
 
 // ask is a Mount that must wait.
@@ -82,6 +81,9 @@ func newWorker(m *Manager, r *Record) *worker {
 	}
 	w.entry = entry{w: w, index: -1}
 	w.versions = versions(r.current())
+	if r.Current != nil && r.Current.tenanted() {
+		w.tenancy.due = w.answered // what the bindings say may have changed meanwhile
+	}
 	return w
 }
 
@@ -281,14 +283,6 @@ func (w *worker) survive(p any) bool {
 	return false
 }
 
-// panicked reports a recovered panic as an error. The panic's own value is not
-// shown, it may hold a secret; the stack has none.
-func (m *Manager) panicked(log *slog.Logger, p any) error {
-	m.metrics.panics.Inc()
-	log.Error("recovered from a panic", "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
-	return &provider.Error{Class: provider.Internal, Cause: "a fault in Tenure itself", Remedy: "report it with the daemon's log; other volumes are not affected"}
-}
-
 // leave takes what has arrived when the daemon stops: what nobody will use is
 // journaled as owed. Reads still out wake the worker once more.
 func (w *worker) leave() {
@@ -328,12 +322,12 @@ func (w *worker) serve(a *ask) {
 
 // mount does the slow work of a Mount.
 func (w *worker) mount(a *ask, now time.Time) ([]provider.Version, error) {
-	live := w.live()
-	w.setAway(false)
+	live, review := w.live(), false
+	w.locked(func() { w.away, review = false, !w.tenancy.due.IsZero() })
 	if live && w.rec.Current.Spec.Hash == a.spec.Hash {
 		return w.versions, nil
 	}
-	if !live && w.rewrite(a.spec.Hash, now) {
+	if !live && !review && w.rewrite(a.spec.Hash, now) {
 		return w.versions, nil
 	}
 	err := w.mountSpec(order{spec: a.spec, live: live, work: Mounting, deadline: a.deadline, ctx: w.m.ctx})

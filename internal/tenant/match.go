@@ -1,0 +1,179 @@
+package tenant
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tenure-csi/tenure/provider"
+)
+
+// Names returns the tenants that the rules list by name for a pod, sorted: what
+// the patterns of an SPC can mean. A rule's own patterns allow names that come
+// from elsewhere, and tell none.
+func (rs *Rules) Names(pod provider.Pod) []string {
+	var names []string
+	for i := range rs.rules {
+		if r := &rs.rules[i]; r.isFor(pod) {
+			names = append(names, r.names()...)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func (r *rule) names() []string {
+	return slices.DeleteFunc(slices.Clone(r.Tenants), func(t string) bool { return strings.Contains(t, "*") })
+}
+
+// Bind completes a read that uses the daemon's own identity by the first rule
+// that matches pod and tenant: role, session policy, tags, region, or Vault's
+// address and role are the rule's alone. Every other read of a tenant is only
+// allowed by it, and one without tenant is answered as it is. What is issued
+// before rotateAfter has to be replaced; zero: nothing. The error is a
+// *provider.Error of class Denied that names the rule that lacks something.
+func (rs *Rules) Bind(pod provider.Pod, read provider.Read) (bound provider.Read, rotateAfter time.Time, err error) {
+	if read.Tenant == "" && read.AWS.Identity != provider.NodeIdentity {
+		return read, time.Time{}, nil
+	}
+	r := rs.find(pod, read.Tenant)
+	if r == nil {
+		return read, time.Time{}, rs.refusal(pod, read.Tenant)
+	}
+	if read.AWS.Identity == provider.NodeIdentity {
+		if r.AWS == nil {
+			return read, time.Time{}, denied(read.Tenant, "identity", fmt.Sprintf("rule %q of the tenant bindings lacks aws, and identity: node uses what stands there alone", r.Name),
+				"have the cluster's operator add aws.roleArn to that rule")
+		}
+		read.AWS = r.AWS.fill(pod, read)
+	}
+	return read, r.rotate, nil
+}
+
+// find returns the first rule for a pod and a tenant; nil: there is none.
+func (rs *Rules) find(pod provider.Pod, tenant string) *rule {
+	for i := range rs.rules {
+		if r := &rs.rules[i]; r.isFor(pod) && r.means(tenant) {
+			return r
+		}
+	}
+	return nil
+}
+
+// Lacks says what no rule has for any service account of a namespace to be the
+// tenant, for those who check an SPC without a pod; nil: there is a rule.
+func (rs *Rules) Lacks(namespace, tenant string) *provider.Error {
+	for i := range rs.rules {
+		if r := &rs.rules[i]; matches(r.Namespaces, namespace) && r.means(tenant) {
+			return nil
+		}
+	}
+	return rs.refusal(provider.Pod{Namespace: namespace}, tenant)
+}
+
+// Listed reports whether a rule for any service account of a namespace lists a
+// name that one of the globs means.
+func (rs *Rules) Listed(namespace string, t *provider.Tenants) bool {
+	return slices.ContainsFunc(rs.rules, func(r rule) bool {
+		return matches(r.Namespaces, namespace) && slices.ContainsFunc(r.names(), t.Match)
+	})
+}
+
+func (r *rule) isFor(pod provider.Pod) bool {
+	return matches(r.Namespaces, pod.Namespace) && matches(r.ServiceAccounts, pod.ServiceAccount)
+}
+
+// means reports whether the rule is about a tenant; an empty one: about volumes
+// without tenants.
+func (r *rule) means(tenant string) bool {
+	return tenant == "" && len(r.Tenants) == 0 || tenant != "" && matches(r.Tenants, tenant)
+}
+
+func matches(globs []string, word string) bool {
+	return slices.ContainsFunc(globs, func(g string) bool { return provider.Glob(g, word) })
+}
+
+// refusal names the rule that comes nearest to allowing the tenant, and what it
+// lacks. A pod without service account stands for any of its namespace.
+func (rs *Rules) refusal(pod provider.Pod, tenant string) *provider.Error {
+	who := pod.Namespace + "/" + pod.ServiceAccount
+	if pod.ServiceAccount == "" {
+		who = "of namespace " + pod.Namespace
+	}
+	what := fmt.Sprintf("tenant %q", tenant)
+	if tenant == "" {
+		what = "volumes without tenants"
+	}
+	cause := fmt.Sprintf("no rule of the tenant bindings is for service account %s", who)
+	best := 0
+	for i := range rs.rules {
+		r := &rs.rules[i]
+		namespace, account := matches(r.Namespaces, pod.Namespace), pod.ServiceAccount == "" || matches(r.ServiceAccounts, pod.ServiceAccount)
+		switch {
+		case namespace && account && best < 3:
+			best, cause = 3, fmt.Sprintf("rule %q of the tenant bindings is for service account %s and lacks %s", r.Name, who, what)
+		case account && r.means(tenant) && best < 2:
+			best, cause = 2, fmt.Sprintf("rule %q of the tenant bindings is for %s and lacks namespace %s", r.Name, what, pod.Namespace)
+		case namespace && r.means(tenant) && best < 1:
+			best, cause = 1, fmt.Sprintf("rule %q of the tenant bindings is for %s and lacks service account %s", r.Name, what, who)
+		}
+	}
+	return denied(tenant, "tenants", cause, "have the cluster's operator add it to a rule")
+}
+
+func denied(tenant, field, cause, remedy string) *provider.Error {
+	return &provider.Error{Class: provider.Denied, Field: field, Tenant: tenant, Cause: cause, Remedy: remedy}
+}
+
+// fill makes the rule's templates into what one read asks AWS for.
+func (a *aws) fill(pod provider.Pod, read provider.Read) provider.AWS {
+	replace := strings.NewReplacer("{namespace}", pod.Namespace, "{serviceAccount}", pod.ServiceAccount, "{tenant}", read.Tenant).Replace
+	out := provider.AWS{
+		Identity: provider.NodeIdentity, RoleARN: replace(a.RoleARN), Region: a.Region, TTL: read.AWS.TTL,
+	}
+	if a.policy != nil {
+		out.SessionPolicy, _ = compact(each(a.policy, replace)) // Parse has tried it
+	}
+	for k, v := range a.SessionTags {
+		if out.SessionTags == nil {
+			out.SessionTags = make(map[string]string, len(a.SessionTags))
+		}
+		out.SessionTags[k] = replace(v)
+	}
+	return out
+}
+
+// each is a decoded policy with its texts replaced. They are replaced as values
+// of the document, never in its text: no name can end a quotation. Keys stay.
+func each(v any, replace func(string) string) any {
+	switch v := v.(type) {
+	case string:
+		return replace(v)
+	case []any:
+		out := make([]any, len(v))
+		for i := range v {
+			out[i] = each(v[i], replace)
+		}
+		return out
+	case map[string]any:
+		out := make(map[string]any, len(v))
+		for k := range v {
+			out[k] = each(v[k], replace)
+		}
+		return out
+	}
+	return v
+}
+
+// compact writes a policy as JSON with sorted keys and no spaces, as AWS counts
+// its length.
+func compact(policy any) (string, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	err := e.Encode(policy)
+	return strings.TrimSuffix(b.String(), "\n"), err
+}
