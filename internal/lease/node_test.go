@@ -27,6 +27,7 @@ import (
 type node struct {
 	t       *testing.T
 	backend *backend
+	binder  Binder
 	m       *Manager
 	daemon  *instance
 
@@ -93,7 +94,7 @@ func (n *node) start(killAt int) {
 		out = os.Stderr
 	}
 	m, err := Open(Config{
-		Sources: map[string]Source{"vault": n.daemon}, Files: n.daemon, Store: store{n.daemon}, VersionKey: []byte("key"),
+		Sources: map[string]Source{"vault": n.daemon}, Files: n.daemon, Store: store{n.daemon}, Tenants: n.binder, VersionKey: []byte("key"),
 		Log: slog.New(slog.NewTextHandler(out, nil)), sweep: n.sweep,
 	})
 	require.NoError(n.t, err)
@@ -365,6 +366,7 @@ type pod struct {
 	objects string // the SPC's objects
 	expires time.Time
 	secrets map[string]provider.Secret
+	more    map[string]string // parameters
 }
 
 // db is an object pair on one dynamic read, kv and cert single ones.
@@ -387,6 +389,7 @@ func (n *node) pod(name, objects string) *pod {
 
 func (p *pod) request() provider.Request {
 	attrs := map[string]string{"roleName": "r", "objects": p.objects}
+	maps.Copy(attrs, p.more)
 	expires := p.expires
 	if expires.IsZero() {
 		expires = time.Now().Add(time.Hour)

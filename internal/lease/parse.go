@@ -71,7 +71,7 @@ func (w *worker) bind(s *provider.Spec) (*parsedSpec, error) {
 		if err != nil && classOf(err) != provider.Denied {
 			return nil, err
 		}
-		if err != nil {
+		if err != nil && p.refused[o.Tenant] == nil {
 			p.refused[o.Tenant] = blame(&wanted{objects: []provider.Object{*o}}, err)
 		}
 		o.Read, rotate[i] = bound, after

@@ -290,7 +290,8 @@ func (r *Record) check() error {
 	return nil
 }
 
-// tenanted reports whether the bindings or a list have a say in the generation.
+// tenanted reports whether there is a generation in which the bindings or a list
+// have a say.
 func (g *generation) tenanted() bool {
-	return g.Spec.Attributes["tenants"] != "" || strings.Contains(g.Spec.Attributes["objects"]+g.Spec.Attributes["defaults"], "identity")
+	return g != nil && (g.Spec.Attributes["tenants"] != "" || strings.Contains(g.Spec.Attributes["objects"]+g.Spec.Attributes["defaults"], "identity"))
 }

@@ -81,7 +81,7 @@ func newWorker(m *Manager, r *Record) *worker {
 	}
 	w.entry = entry{w: w, index: -1}
 	w.versions = versions(r.current())
-	if r.Current != nil && r.Current.tenanted() {
+	if r.Current.tenanted() || r.Pending.tenanted() {
 		w.tenancy.due = w.answered // what the bindings say may have changed meanwhile
 	}
 	return w

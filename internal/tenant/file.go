@@ -36,8 +36,16 @@ type File struct {
 	stale prometheus.Gauge       // 1: the file on disk is refused, or can't be read
 }
 
-// Open reads the file. A daemon must not start with rules that it can't read: it
-// would take every tenant away. registerer may be nil.
+// errUnknown is what is known before a good version was read: nothing, which is
+// not the same as a rule's no.
+var errUnknown = &provider.Error{
+	Class: provider.Unavailable, Field: "tenants", Cause: "the daemon could not read its tenant bindings yet",
+	Remedy: "have the cluster's operator mend the file of --tenant-bindings, by the daemon's log",
+}
+
+// Open reads the file. The error says why that failed; the File is good all the
+// same: until a good version comes, tenants keep what they have and nobody is
+// given more. registerer may be nil.
 func Open(path string, log *slog.Logger, registerer prometheus.Registerer) (*File, error) {
 	f := &File{
 		path: path, log: log,
@@ -52,17 +60,28 @@ func Open(path string, log *slog.Logger, registerer prometheus.Registerer) (*Fil
 		registerer.MustRegister(f.loads, f.stale)
 	}
 	if _, err := f.load(); err != nil {
-		return nil, fmt.Errorf("reading the tenant bindings %s: %w", path, err)
+		return f, fmt.Errorf("reading the tenant bindings %s: %w", path, err)
 	}
 	return f, nil
 }
 
 // Names is Rules.Names by the version in force.
-func (f *File) Names(pod provider.Pod) []string { return f.rules.Load().Names(pod) }
+func (f *File) Names(pod provider.Pod) ([]string, error) {
+	if rules := f.rules.Load(); rules != nil {
+		return rules.Names(pod), nil
+	}
+	return nil, errUnknown
+}
 
 // Bind is Rules.Bind by the version in force.
 func (f *File) Bind(pod provider.Pod, r provider.Read) (provider.Read, time.Time, error) {
-	return f.rules.Load().Bind(pod, r)
+	if rules := f.rules.Load(); rules != nil {
+		return rules.Bind(pod, r)
+	}
+	if r.Tenant == "" && r.AWS.Identity != provider.NodeIdentity {
+		return r, time.Time{}, nil
+	}
+	return r, time.Time{}, errUnknown
 }
 
 // Watch reads the file every two seconds until ctx ends, and calls changed after
