@@ -23,6 +23,7 @@ type config struct {
 	stateDir       string   // tmpfs, mode 0700: the journal and the status socket
 	healthAddr     string   // empty: off
 	versionKey     string   // file; empty: a key of this node's own, in stateDir
+	tenantBindings string   // file; empty: only the backends decide who may be which tenant
 	logLevel       string
 	logFormat      string
 	vault          vaultFlags
@@ -107,9 +108,15 @@ func (c *config) defineFlags(f *flag.FlagSet, env map[string]string) {
 	f.StringVar(&c.stateDir, "state-dir", defaultStateDir, "`directory` for the journal: on the node's tmpfs, mode 0700, so that it outlives the container")
 	f.StringVar(&c.healthAddr, "health-addr", "127.0.0.1:8080", "`host:port` of /healthz, /readyz and /metrics; empty serves none")
 	f.StringVar(&c.versionKey, "version-key-file", "", "`file` with the key of object versions, the same on all nodes; without it equal secrets have other versions on each node")
+	defineBindings(f, &c.tenantBindings)
 	f.StringVar(&c.logLevel, "log-level", "info", "`level`: debug, info, warn or error")
 	f.StringVar(&c.logFormat, "log-format", "text", "`format`: text or json")
 	c.vault.defineFlags(f, env)
+}
+
+// defineBindings is of every command that decides or checks who may be which tenant.
+func defineBindings(f *flag.FlagSet, path *string) {
+	f.StringVar(path, "tenant-bindings", "", "YAML `file` with the cluster's rules of which pods may be which tenants; a change takes effect by itself")
 }
 
 func (v *vaultFlags) defineFlags(f *flag.FlagSet, env map[string]string) {

@@ -23,6 +23,7 @@ import (
 	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
 
 	"github.com/tenure-csi/tenure/internal/lease"
+	"github.com/tenure-csi/tenure/internal/tenant"
 	"github.com/tenure-csi/tenure/internal/vault"
 	"github.com/tenure-csi/tenure/internal/volume"
 	"github.com/tenure-csi/tenure/provider"
@@ -70,6 +71,7 @@ func parseMount(args, environ []string, stdout io.Writer) (*mountOptions, error)
 	f.StringVar(&o.tmpfs, "tmpfs", "/dev/shm", "`directory` of a tmpfs to keep the files in, so that they never reach a disk")
 	f.BoolVar(&o.show, "show", false, "print what is in the files, secrets included")
 	f.BoolVar(&o.watch, "watch", false, "stay, and print each renewal and replacement, until Ctrl-C;\nan edit of the file is carried out as the daemon does")
+	defineBindings(f, &o.tenantBindings)
 	f.BoolVar(&o.keep, "keep", false, "leave files and leases behind, and say until when they work")
 	f.BoolFunc("debug", "log each call to Vault", func(string) error { o.logLevel = "debug"; return nil })
 	o.vault.defineFlags(f, env)
@@ -166,6 +168,7 @@ type trial struct {
 	source         *vault.Source
 	witness        *witness
 	manager        *lease.Manager
+	unwatch        func() // ends the watch of the tenant bindings
 }
 
 func (t *trial) podDir() string { return filepath.Join(t.root, "pods", t.pod.UID) }
@@ -277,9 +280,19 @@ func (t *trial) open() error {
 	if err = t.makeTree(); err != nil {
 		return err
 	}
-	t.manager, err = lease.Open(lease.Config{
+	leases := lease.Config{
 		Sources: map[string]lease.Source{"vault": t.witness}, Files: files, Store: forgetful{}, VersionKey: []byte(rand.Text()), Log: log,
-	})
+	}
+	var bindings *tenant.File
+	if t.tenantBindings != "" {
+		if bindings, err = tenant.Open(t.tenantBindings, log, nil); err != nil {
+			return err
+		}
+		leases.Tenants = bindings
+	}
+	if t.manager, err = lease.Open(leases); err == nil {
+		t.unwatch = watch(context.Background(), bindings, t.manager)
+	}
 	return err
 }
 
@@ -324,6 +337,7 @@ func (t *trial) close() error {
 	if t.manager != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), adminDrain)
 		defer cancel()
+		t.unwatch()
 		_ = t.manager.Close(ctx) // whoever calls has waited for what matters
 	}
 	if t.source != nil {

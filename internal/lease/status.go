@@ -139,8 +139,11 @@ func (w *worker) describe(v *VolumeStatus) {
 	}
 }
 
+// HasTenants reports whether the volume is for tenants.
+func (v VolumeStatus) HasTenants() bool { return len(v.LeftOut) > 0 || len(v.tenants()) > 0 }
+
 // tenants are those whose files the volume has.
-func (v *VolumeStatus) tenants() map[string]bool {
+func (v VolumeStatus) tenants() map[string]bool {
 	held := map[string]bool{}
 	for _, l := range v.Leases {
 		if l.Tenant != "" {

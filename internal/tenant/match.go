@@ -2,6 +2,7 @@ package tenant
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -45,8 +46,7 @@ func (rs *Rules) Bind(pod provider.Pod, read provider.Read) (bound provider.Read
 	}
 	if read.AWS.Identity == provider.NodeIdentity {
 		if r.AWS == nil {
-			return read, time.Time{}, denied(read.Tenant, "identity", fmt.Sprintf("rule %q of the tenant bindings lacks aws, and identity: node uses what stands there alone", r.Name),
-				"have the cluster's operator add aws.roleArn to that rule")
+			return read, time.Time{}, r.lacksAWS(read.Tenant)
 		}
 		read.AWS = r.AWS.fill(pod, read)
 	}
@@ -63,15 +63,29 @@ func (rs *Rules) find(pod provider.Pod, tenant string) *rule {
 	return nil
 }
 
-// Lacks says what no rule has for any service account of a namespace to be the
-// tenant, for those who check an SPC without a pod; nil: there is a rule.
-func (rs *Rules) Lacks(namespace, tenant string) *provider.Error {
+// Lacks says what no rule has for any service account of a namespace to make a
+// read, for those who check an SPC without a pod; nil: there is a rule.
+func (rs *Rules) Lacks(namespace string, read provider.Read) *provider.Error {
+	var lacks *provider.Error
 	for i := range rs.rules {
-		if r := &rs.rules[i]; matches(r.Namespaces, namespace) && r.means(tenant) {
+		r := &rs.rules[i]
+		if !matches(r.Namespaces, namespace) || !r.means(read.Tenant) {
+			continue
+		}
+		if read.AWS.Identity != provider.NodeIdentity || r.AWS != nil {
 			return nil
 		}
+		lacks = r.lacksAWS(read.Tenant)
 	}
-	return rs.refusal(provider.Pod{Namespace: namespace}, tenant)
+	if lacks != nil {
+		return lacks
+	}
+	return rs.refusal(provider.Pod{Namespace: namespace}, read.Tenant)
+}
+
+func (r *rule) lacksAWS(tenant string) *provider.Error {
+	return denied(tenant, "identity", fmt.Sprintf("rule %q of the tenant bindings lacks aws, and identity: node uses what stands there alone", r.Name),
+		"have the cluster's operator add aws.roleArn to that rule")
 }
 
 // Listed reports whether a rule for any service account of a namespace lists a
@@ -131,9 +145,8 @@ func denied(tenant, field, cause, remedy string) *provider.Error {
 // fill makes the rule's templates into what one read asks AWS for.
 func (a *aws) fill(pod provider.Pod, read provider.Read) provider.AWS {
 	replace := strings.NewReplacer("{namespace}", pod.Namespace, "{serviceAccount}", pod.ServiceAccount, "{tenant}", read.Tenant).Replace
-	out := provider.AWS{
-		Identity: provider.NodeIdentity, RoleARN: replace(a.RoleARN), Region: a.Region, TTL: read.AWS.TTL,
-	}
+	out := read.AWS
+	out.RoleARN, out.Region, out.SessionPolicy, out.SessionTags = replace(a.RoleARN), cmp.Or(a.Region, out.Region), "", nil
 	if a.policy != nil {
 		out.SessionPolicy, _ = compact(each(a.policy, replace)) // Parse has tried it
 	}
