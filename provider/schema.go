@@ -110,7 +110,7 @@ func refine(properties schema, word string, more schema) {
 // What editors show beside the words.
 var (
 	parameterTexts = map[string]string{
-		"roleName":                 "The Vault role to log in with, as the pod. Required. {namespace} and {serviceAccount} are replaced.",
+		"roleName":                 "The Vault role to log in with, as the pod. Required. {namespace}, {serviceAccount} and {tenant} are replaced.",
 		"vaultAddress":             "Vault's URL; without it, the daemon's.",
 		"vaultNamespace":           "Vault Enterprise's namespace; without it, the daemon's.",
 		"vaultCACertPath":          "File of CAs for Vault's certificate, below the daemon's TLS directory.",
@@ -131,8 +131,8 @@ var (
 		"onTenantFailure":          "skip leaves a tenant out whose secrets can't be had, fail fails the volume. Without it, fail for listed names, skip for patterns.",
 	}
 	fieldTexts = map[string]string{
-		"objectName":      "The file's name in the volume; a directory for formats of several files. {namespace} and {serviceAccount} are replaced.",
-		"secretPath":      "The path to read in Vault, like secret/data/app or database/creds/app. {namespace} and {serviceAccount} are replaced.",
+		"objectName":      "The file's name in the volume; a directory for formats of several files. {namespace}, {serviceAccount} and {tenant} are replaced.",
+		"secretPath":      "The path to read in Vault, like secret/data/app or database/creds/app. {namespace}, {serviceAccount} and {tenant} are replaced.",
 		"secretKey":       "The key whose value is written; without it, the whole answer.",
 		"method":          "How the path is read; without it, GET.",
 		"secretArgs":      "What a PUT or POST sends.",

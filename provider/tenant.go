@@ -118,12 +118,11 @@ func (p *parser) tenants(expanded []string) {
 	if expanded == nil {
 		expanded = t.Names
 	}
-	switch {
-	case len(expanded) > MaxTenants:
-		p.fail("", "tenants", "are "+strconv.Itoa(len(expanded))+", more than "+strconv.Itoa(MaxTenants), "split them over several volumes")
-	case len(expanded) > 0:
-		p.names = expanded
-	default: // patterns alone: a name like any other shows what is wrong
+	if n := len(expanded); n > MaxTenants {
+		p.fail("", "tenants", "are "+strconv.Itoa(n)+", more than "+strconv.Itoa(MaxTenants), "split them over several volumes")
+		expanded = nil
+	}
+	if p.names = expanded; len(expanded) == 0 { // a name like any other shows what else is wrong
 		p.names, p.sample = []string{"tenant"}, true
 	}
 }

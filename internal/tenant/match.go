@@ -113,26 +113,31 @@ func matches(globs []string, word string) bool {
 // refusal names the rule that comes nearest to allowing the tenant, and what it
 // lacks. A pod without service account stands for any of its namespace.
 func (rs *Rules) refusal(pod provider.Pod, tenant string) *provider.Error {
-	who := pod.Namespace + "/" + pod.ServiceAccount
+	who := "service account " + pod.Namespace + "/" + pod.ServiceAccount
 	if pod.ServiceAccount == "" {
-		who = "of namespace " + pod.Namespace
+		who = "service accounts of namespace " + pod.Namespace
 	}
 	what := fmt.Sprintf("tenant %q", tenant)
 	if tenant == "" {
 		what = "volumes without tenants"
 	}
-	cause := fmt.Sprintf("no rule of the tenant bindings is for service account %s", who)
+	cause := "no rule of the tenant bindings is for " + who
 	best := 0
 	for i := range rs.rules {
 		r := &rs.rules[i]
 		namespace, account := matches(r.Namespaces, pod.Namespace), pod.ServiceAccount == "" || matches(r.ServiceAccounts, pod.ServiceAccount)
+		nearest := func(rank int, has, lacks string) {
+			if rank > best {
+				best, cause = rank, fmt.Sprintf("rule %q of the tenant bindings is for %s and lacks %s", r.Name, has, lacks)
+			}
+		}
 		switch {
-		case namespace && account && best < 3:
-			best, cause = 3, fmt.Sprintf("rule %q of the tenant bindings is for service account %s and lacks %s", r.Name, who, what)
-		case account && r.means(tenant) && best < 2:
-			best, cause = 2, fmt.Sprintf("rule %q of the tenant bindings is for %s and lacks namespace %s", r.Name, what, pod.Namespace)
-		case namespace && r.means(tenant) && best < 1:
-			best, cause = 1, fmt.Sprintf("rule %q of the tenant bindings is for %s and lacks service account %s", r.Name, what, who)
+		case namespace && account:
+			nearest(3, who, what)
+		case account && r.means(tenant):
+			nearest(2, what, "namespace "+pod.Namespace)
+		case namespace && r.means(tenant):
+			nearest(1, what, who)
 		}
 	}
 	return denied(tenant, "tenants", cause, "have the cluster's operator add it to a rule")

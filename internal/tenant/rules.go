@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -40,7 +39,6 @@ type rule struct {
 	Tenants         []string `yaml:"tenants"` // empty: the rule is for volumes without tenants
 	RotateAfter     string   `yaml:"rotateAfter"`
 	AWS             *aws     `yaml:"aws"`
-	Vault           *vault   `yaml:"vault"`
 
 	line   int
 	rotate time.Time // RotateAfter; zero: never
@@ -54,12 +52,6 @@ type aws struct {
 	Region        string            `yaml:"region"`
 
 	policy any // SessionPolicy decoded; nil: none
-}
-
-// vault is where the daemon's own identity logs in, and as what.
-type vault struct {
-	Address string `yaml:"address"`
-	Role    string `yaml:"role"`
 }
 
 // Problem is one mistake in a file of rules.
@@ -195,16 +187,6 @@ func (r *rule) check(problem func(cause, remedy string)) {
 	if r.AWS != nil {
 		r.checkAWS(problem)
 	}
-	if r.Vault != nil {
-		u, err := url.Parse(r.Vault.Address)
-		if r.Vault.Address != "" && (err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "") {
-			problem("vault.address: is no address", "write it like https://vault.example.com:8200, or leave it out for the daemon's")
-		}
-		if r.Vault.Role == "" {
-			problem("vault.role is missing", "name the Vault role to log in with")
-		}
-		r.placeholders("vault.role", r.Vault.Role, problem)
-	}
 }
 
 func (r *rule) checkAWS(problem func(cause, remedy string)) {
@@ -228,19 +210,47 @@ func (r *rule) checkAWS(problem func(cause, remedy string)) {
 	if a.SessionPolicy.IsZero() {
 		return
 	}
-	text := []byte(a.SessionPolicy.Value)
-	if a.SessionPolicy.Kind != yaml.ScalarNode {
-		text, _ = yaml.Marshal(&a.SessionPolicy) // what was just read
+	node := &a.SessionPolicy
+	if node.Kind == yaml.ScalarNode { // JSON, or YAML, as text
+		node = &yaml.Node{}
+		if yaml.Unmarshal([]byte(a.SessionPolicy.Value), node) == nil && node.Kind == yaml.DocumentNode {
+			node = node.Content[0]
+		}
 	}
-	var policy map[string]any
-	if yaml.Unmarshal(text, &policy) != nil || len(policy) == 0 {
-		problem("aws.sessionPolicy: is no mapping", "write the policy as YAML, or as JSON behind |")
+	policy, err := plain(node)
+	if _, mapping := policy.(map[string]any); !mapping || err != nil {
+		problem("aws.sessionPolicy: is no mapping that JSON can carry", "write the policy as YAML without anchors, or as JSON behind |")
 		return
 	}
-	a.policy = policy
-	if _, err := compact(each(a.policy, func(s string) string { r.placeholders("aws.sessionPolicy", s, problem); return s })); err != nil {
-		problem("aws.sessionPolicy: is nothing that JSON can carry", "write texts, lists and mappings with texts as keys")
+	a.policy = each(policy, func(s string) string { r.placeholders("aws.sessionPolicy", s, problem); return s })
+}
+
+// plain is a part of a policy as JSON has it. A text without quotes stays one: YAML
+// takes Version: 2012-10-17 for a date.
+func plain(n *yaml.Node) (part any, err error) {
+	switch n.Kind {
+	case yaml.MappingNode:
+		out := make(map[string]any, len(n.Content)/2)
+		for i := 0; i+1 < len(n.Content) && err == nil; i += 2 {
+			out[n.Content[i].Value], err = plain(n.Content[i+1])
+		}
+		return out, err
+	case yaml.SequenceNode:
+		out := make([]any, len(n.Content))
+		for i := 0; i < len(n.Content) && err == nil; i++ {
+			out[i], err = plain(n.Content[i])
+		}
+		return out, err
+	case yaml.ScalarNode:
+		if n.ShortTag() == "!!timestamp" {
+			return n.Value, nil
+		}
+		if err = n.Decode(&part); err == nil {
+			_, err = compact(part) // not every number is one of JSON's
+		}
+		return part, err
 	}
+	return nil, errors.New("an alias or nothing")
 }
 
 // placeholders reports those of text that the rule can't fill in.
