@@ -29,7 +29,7 @@ func (r *report) readBindings(path string) error {
 
 // split undoes errors.Join.
 func split(err error) []error {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // of this very error, not of one that it wraps
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		return joined.Unwrap()
 	}
 	if err == nil {

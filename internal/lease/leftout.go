@@ -38,6 +38,16 @@ func (w *worker) skippable(a *attempt, wants, missing []*wanted, o order, err er
 	return out
 }
 
+// gather makes due what other tenants' leases will be in a moment: each switch of a
+// pool's files costs a link for every file that stays.
+func (w *worker) gather(due map[*lease]Reason, now time.Time) {
+	for _, l := range w.rec.current() {
+		if l.Tenant != "" && l.Final && isDue(now.Add(min(gatherWithin, l.Length/60)), l.at(), l.Issued) {
+			due[l] = l.Next
+		}
+	}
+}
+
 // leave takes the tenants out of what is wanted.
 func leave(out map[string]error, wants []*wanted) []*wanted {
 	return slices.DeleteFunc(slices.Clone(wants), func(want *wanted) bool { return out[want.read.Tenant] != nil })

@@ -344,12 +344,13 @@ func (w *worker) replaceDue(ctx context.Context, failed []*lease) {
 	if len(due) == 0 || ctx.Err() != nil {
 		return
 	}
+	w.gather(due, now)
 	if !w.live() {
-		w.setAway(true)
+		w.setAway()
 		return
 	}
 	if w.parsed == nil {
-		parsed, err := w.parse(order{spec: w.rec.Current.Spec, live: true, work: work, deadline: now.Add(backgroundWait), ctx: ctx})
+		parsed, err := w.parse(order{spec: w.rec.Current.Spec, asHeld: true, live: true, work: work, ctx: ctx})
 		if err != nil { // it was parsed before: only an older version of Tenure fails here
 			w.postponeAll(due, err)
 			return
@@ -426,7 +427,7 @@ func (w *worker) retryChange(ctx context.Context) {
 		return
 	}
 	if !w.live() {
-		w.setAway(true)
+		w.setAway()
 		return
 	}
 	err := w.mountSpec(order{spec: c.spec, live: true, work: Background, deadline: now.Add(mountBudget), ctx: ctx})

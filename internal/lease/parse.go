@@ -26,7 +26,7 @@ func (w *worker) parse(o order) (*parsedSpec, error) {
 	if err != nil {
 		return nil, specError{err}
 	}
-	if t := parsed.Tenants; t != nil && len(t.Globs) > 0 {
+	if t := parsed.Tenants; t != nil && (len(t.Globs) > 0 || o.asHeld) {
 		names, err := w.tenants(t, o)
 		if err != nil {
 			return nil, err
@@ -48,12 +48,13 @@ func (w *worker) parse(o order) (*parsedSpec, error) {
 	if len(errs) > 0 {
 		return nil, specError{errs}
 	}
-	return w.bind(parsed)
+	return w.bind(parsed, o.asHeld)
 }
 
 // bind asks the bindings about each object. Objects of a tenant that they refuse
-// are left away and the reason is kept.
-func (w *worker) bind(s *provider.Spec) (*parsedSpec, error) {
+// are left away and the reason is kept. While the bindings know nothing, tenants
+// that are held go on where a rule would only allow them.
+func (w *worker) bind(s *provider.Spec, held bool) (*parsedSpec, error) {
 	p := &parsedSpec{warnings: s.Warnings, tenants: s.Tenants, refused: map[string]error{}}
 	rotate := make([]time.Time, len(s.Objects))
 	for i := range s.Objects {
@@ -68,6 +69,9 @@ func (w *worker) bind(s *provider.Spec) (*parsedSpec, error) {
 			continue
 		}
 		bound, after, err := w.m.Tenants.Bind(w.rec.Pod, o.Read)
+		if held && classOf(err) == provider.Unavailable && o.Read.AWS.Identity != provider.NodeIdentity {
+			continue
+		}
 		if err != nil && classOf(err) != provider.Denied {
 			return nil, err
 		}

@@ -301,18 +301,30 @@ func TestBindingsRefuse(t *testing.T) {
 	for _, row := range []struct {
 		name, tenants, more, rule, want string
 	}{
-		{"tenant without a rule", "[t-a, x]", "", rule("r", "", "t-*"),
-			`object "x/db-user", field "tenants", tenant "x": rule "r" of the tenant bindings is for service account ns/sa and lacks tenant "x"; have the cluster's operator add it to a rule`},
-		{"no rules", "[t-a]", "", "",
-			`object "t-a/db-user", field "tenants", tenant "t-a": no rule of the tenant bindings is for service account ns/sa; have the cluster's operator add it to a rule`},
-		{"other service account", "[t-a]", "", "- {name: r, namespaces: [ns], serviceAccounts: [else], tenants: [t-a]}\n",
-			`object "t-a/db-user", field "tenants", tenant "t-a": rule "r" of the tenant bindings is for tenant "t-a" and lacks service account ns/sa; have the cluster's operator add it to a rule`},
-		{"other namespace", "[t-a]", "", "- {name: r, namespaces: [else], serviceAccounts: [sa], tenants: [t-a]}\n",
-			`object "t-a/db-user", field "tenants", tenant "t-a": rule "r" of the tenant bindings is for tenant "t-a" and lacks namespace ns; have the cluster's operator add it to a rule`},
-		{"nobody behind a pattern", "[x-*]", "", rule("r", "", "t-a"),
-			`field "tenants": no tenant has a name that x-* means; add one where tenantsFrom says, or correct the patterns`},
-		{"nobody left", "[x]", "skip", rule("r", "", "t-a"),
-			`object "x/db-user", field "tenants", tenant "x": rule "r" of the tenant bindings is for service account ns/sa and lacks tenant "x"; have the cluster's operator add it to a rule`},
+		{
+			"tenant without a rule", "[t-a, x]", "", rule("r", "", "t-*"),
+			`object "x/db-user", field "tenants", tenant "x": rule "r" of the tenant bindings is for service account ns/sa and lacks tenant "x"; have the cluster's operator add it to a rule`,
+		},
+		{
+			"no rules", "[t-a]", "", "",
+			`object "t-a/db-user", field "tenants", tenant "t-a": no rule of the tenant bindings is for service account ns/sa; have the cluster's operator add it to a rule`,
+		},
+		{
+			"other service account", "[t-a]", "", "- {name: r, namespaces: [ns], serviceAccounts: [else], tenants: [t-a]}\n",
+			`object "t-a/db-user", field "tenants", tenant "t-a": rule "r" of the tenant bindings is for tenant "t-a" and lacks service account ns/sa; have the cluster's operator add it to a rule`,
+		},
+		{
+			"other namespace", "[t-a]", "", "- {name: r, namespaces: [else], serviceAccounts: [sa], tenants: [t-a]}\n",
+			`object "t-a/db-user", field "tenants", tenant "t-a": rule "r" of the tenant bindings is for tenant "t-a" and lacks namespace ns; have the cluster's operator add it to a rule`,
+		},
+		{
+			"nobody behind a pattern", "[x-*]", "", rule("r", "", "t-a"),
+			`field "tenants": no tenant has a name that x-* means; add one where tenantsFrom says, or correct the patterns`,
+		},
+		{
+			"nobody left", "[x]", "skip", rule("r", "", "t-a"),
+			`object "x/db-user", field "tenants", tenant "x": rule "r" of the tenant bindings is for service account ns/sa and lacks tenant "x"; have the cluster's operator add it to a rule`,
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			scene(t, func(t *testing.T, n *node) {

@@ -21,6 +21,7 @@ type order struct {
 	deadline time.Time       // when whoever waits is answered
 	ctx      context.Context // background work stops waiting when it ends
 	withdraw bool            // files are taken away at once, and nothing is read
+	asHeld   bool            // for the tenants whose files are there, whoever is one by now
 }
 
 // mountSpec brings the volume to a spec, for a Mount or a retried change.

@@ -42,7 +42,7 @@ func (w *worker) reviewDue(ctx context.Context) {
 		return
 	}
 	if !w.live() {
-		w.setAway(true)
+		w.setAway()
 		return
 	}
 	w.locked(func() { w.tenancy.due = time.Time{} })
@@ -121,7 +121,7 @@ func (w *worker) listDue(ctx context.Context, now time.Time) {
 		return
 	}
 	if !w.live() {
-		w.setAway(true)
+		w.setAway()
 		return
 	}
 	was := slices.Clone(y.listed)

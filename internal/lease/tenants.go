@@ -25,12 +25,13 @@ type Binder interface {
 }
 
 const (
-	listEvery   = time.Minute      // a list of tenants is read so often
-	listTwice   = 10 * time.Second // and a name must be absent for so long to be believed gone
-	rotateOver  = 5 * time.Minute  // replacements that rotateAfter asks for are spread over this
-	leftOutCap  = 5 * time.Minute  // a tenant that was left out is tried again at least so often
-	skipsAfter  = 10 * time.Second // tenants that may be left out are not waited for any longer
-	reviewAgain = 10 * time.Second // the first retry of a review that failed
+	listEvery    = time.Minute      // a list of tenants is read so often
+	listTwice    = 10 * time.Second // and a name must be absent for so long to be believed gone
+	rotateOver   = 5 * time.Minute  // replacements that rotateAfter asks for are spread over this
+	leftOutCap   = 5 * time.Minute  // a tenant that was left out is tried again at least so often
+	skipsAfter   = 10 * time.Second // tenants that may be left out are not waited for any longer
+	gatherWithin = 10 * time.Second // a pool's replacements that are due within this, or 1/60 of the lease, are one
+	reviewAgain  = 10 * time.Second // the first retry of a review that failed
 )
 
 // tenancy is what a volume with tenants remembers of them. Only the worker's
@@ -55,6 +56,8 @@ func (w *worker) tenants(t *provider.Tenants, o order) ([]string, error) {
 	names := slices.Clone(t.Names)
 	var found []string
 	switch {
+	case o.asHeld:
+		return slices.Sorted(maps.Keys(w.heldTenants())), nil
 	case len(t.Globs) == 0:
 		return names, nil
 	case t.List.Path != "":

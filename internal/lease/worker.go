@@ -386,7 +386,7 @@ func (w *worker) rewrite(hash string, now time.Time) bool {
 	return true
 }
 
-func (w *worker) setAway(away bool) { w.locked(func() { w.away = away }) }
+func (w *worker) setAway() { w.locked(func() { w.away = true }) }
 
 // locked runs f, which changes what others may read.
 func (w *worker) locked(f func()) {

@@ -147,7 +147,8 @@ func TestBindRefuses(t *testing.T) {
 		{"no aws", orders, provider.Read{Tenant: "t-a", AWS: node}},
 	} {
 		_, _, err := rules.Bind(row.pod, row.read)
-		e := err.(*provider.Error)
+		var e *provider.Error
+		require.ErrorAs(t, err, &e)
 		require.Equal(t, provider.Denied, e.Class)
 		require.Equal(t, row.read.Tenant, e.Tenant)
 		rows = append(rows, row.name+": "+err.Error())
