@@ -47,7 +47,7 @@ func Validate(r Request, check func(Object) error) (warnings []string, problems 
 }
 
 func parse(r Request, tenants []string, check func(Object) error) *parser {
-	p := &parser{request: r, spec: &Spec{}, check: check, lines: map[string]int{}, found: map[string]bool{}}
+	p := &parser{request: r, spec: &Spec{}, check: check, lines: map[string]int{}, noRole: -1, found: map[string]bool{}}
 	p.checkWords()
 	p.tenants(tenants)
 	logins := make([]Login, len(p.names))
@@ -57,6 +57,7 @@ func parse(r Request, tenants []string, check func(Object) error) *parser {
 	}
 	p.tenantsFrom(logins[0])
 	p.parseObjects(logins, p.mountPath())
+	p.requireRole()
 	p.bounded()
 	return p
 }
@@ -64,7 +65,11 @@ func parse(r Request, tenants []string, check func(Object) error) *parser {
 // forTenant sets by whose name placeholders are replaced from now on.
 func (p *parser) forTenant(name string) {
 	p.tenant = name
-	p.placeholders = strings.NewReplacer("{namespace}", p.request.Pod.Namespace, "{serviceAccount}", p.request.Pod.ServiceAccount, "{tenant}", name)
+	known := []string{"{namespace}", p.request.Pod.Namespace, "{serviceAccount}", p.request.Pod.ServiceAccount}
+	if name != "" {
+		known = append(known, "{tenant}", name)
+	}
+	p.placeholders = strings.NewReplacer(known...)
 }
 
 // parser collects what it finds in one SPC.
@@ -76,6 +81,7 @@ type parser struct {
 	lines        map[string]int // of the last object of a name
 	line         int            // of the next fault, see at
 	errs         Errors
+	noRole       int             // where in errs the lack of a roleName belongs; -1: there is none
 	found        map[string]bool // texts in errs: a wrong default is reported once, not for each object
 
 	names    []string // of the tenants that objects are made for; one empty name without tenants
@@ -166,10 +172,19 @@ func (p *parser) proof(l *Login) {
 	}
 	role := p.parameter("roleName")
 	if p.request.Attributes["roleName"] == "" {
-		p.fail("", "roleName", "is missing", "set the Vault role to log in with")
+		p.noRole = len(p.errs)
 	}
 	l.Role = p.replace(role, func(cause, remedy string) { p.fail("", "roleName", cause, remedy) })
 	l.Audience = p.parameter("audience")
+}
+
+// requireRole reports a missing roleName, unless no object asks Vault.
+func (p *parser) requireRole() {
+	asksVault := func(o Object) bool { return o.Read.Source == vaultSource }
+	lists := p.spec.Tenants != nil && p.spec.Tenants.List.Path != ""
+	if p.noRole >= 0 && (lists || len(p.spec.Objects) == 0 || slices.ContainsFunc(p.spec.Objects, asksVault)) {
+		p.errs = slices.Insert(p.errs, p.noRole, &Error{Class: Invalid, Field: "roleName", Cause: "is missing", Remedy: "set the Vault role to log in with"})
+	}
 }
 
 func (p *parser) loginMethod() string {

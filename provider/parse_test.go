@@ -105,8 +105,6 @@ func TestParseRefuses(t *testing.T) {
 		{"source aws-sts", fieldsOf("source: aws-sts")},
 		{"source rds-iam", fieldsOf("source: rds-iam")},
 		{"source unknown", fieldsOf("source: valut")},
-		{"format aws-credentials", fieldsOf("format: aws-credentials")},
-		{"format aws-credential-process", fieldsOf("format: aws-credential-process")},
 		{"format unknown", fieldsOf("format: jsn")},
 		{"format a list", fieldsOf("format: [json]")},
 		{"template missing", fieldsOf("format: template")},
@@ -150,7 +148,7 @@ func TestParseRefuses(t *testing.T) {
 
 		{"defaults a list", param("defaults", "[a]")},
 		{"defaults no YAML", param("defaults", "{")},
-		{"defaults wrong for all", map[string]string{"defaults": "{format: aws-credentials, filePermission: 644, connection: {port: x}}", "objects": named("a", "b", "c")["objects"]}},
+		{"defaults wrong for all", map[string]string{"defaults": "{format: awscredentials, filePermission: 644, connection: {port: x}}", "objects": named("a", "b", "c")["objects"]}},
 		{"defaults unknown field", param("defaults", "{formt: json}")},
 
 		{"name missing", param("objects", "- {secretPath: a}")},
@@ -359,7 +357,7 @@ func TestParseWarnings(t *testing.T) {
 	}, spec.Warnings)
 	require.Nil(t, spec.Objects[0].Read.Args)
 
-	_, err = Parse(request("vault", fieldsOf("ttl: 1h")))
+	_, err = Parse(request("vault", param("awsIdentity", "pod")))
 	require.ErrorContains(t, err, "not supported", "a planned word is never ignored")
 }
 

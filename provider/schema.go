@@ -46,7 +46,7 @@ func Schema() []byte {
 			},
 		},
 		"$defs": schema{
-			"parameters": schema{"type": "object", "properties": known, "required": []string{"roleName", "objects"}, "additionalProperties": false},
+			"parameters": schema{"type": "object", "properties": known, "required": []string{"objects"}, "additionalProperties": false},
 			"objects":    schema{"type": "array", "minItems": 1, "maxItems": MaxObjects, "items": objectSchema("objectName")},
 			"defaults":   objectSchema(),
 		},
@@ -77,7 +77,12 @@ func objectSchema(required ...string) schema {
 	refine(known, "refreshInterval", duration)
 	refine(known, "overlap", duration)
 	refine(known, "template", schema{"maxLength": maxTemplate})
-	for word, enum := range map[string][]string{"source": sources, "method": methods, "encoding": encodings, "format": formats} {
+	refine(known, "roleArn", schema{"pattern": "^arn:aws[a-z-]*:iam::"})
+	refine(known, "sessionPolicy", schema{"type": []string{"object", "string"}})
+	refine(known, "sessionTags", schema{"type": "object", "maxProperties": maxTags, "additionalProperties": scalar})
+	refine(known, "region", schema{"pattern": regionName.String()})
+	refine(known, "ttl", duration)
+	for word, enum := range map[string][]string{"source": sources, "method": methods, "encoding": encodings, "format": formats, "identity": identities} {
 		refine(known, word, schema{"enum": enum})
 	}
 	entry := schema{"type": "object", "properties": known, "additionalProperties": false}
@@ -110,7 +115,7 @@ func refine(properties schema, word string, more schema) {
 // What editors show beside the words.
 var (
 	parameterTexts = map[string]string{
-		"roleName":                 "The Vault role to log in with, as the pod. Required. {namespace}, {serviceAccount} and {tenant} are replaced.",
+		"roleName":                 "The Vault role to log in with, as the pod; needed unless no object asks Vault. {namespace}, {serviceAccount} and {tenant} are replaced.",
 		"vaultAddress":             "Vault's URL; without it, the daemon's.",
 		"vaultNamespace":           "Vault Enterprise's namespace; without it, the daemon's.",
 		"vaultCACertPath":          "File of CAs for Vault's certificate, below the daemon's TLS directory.",
@@ -145,12 +150,20 @@ var (
 		"owner":           "The file's numeric owner.",
 		"group":           "The file's numeric group.",
 		"refreshInterval": "How often to look at what has no lease: seconds, or like 2m; at least 10s. Without it, 2m.",
+		"identity":        "Who asks AWS: the pod with its web identity token (pod, the default), EKS Pod Identity's agent (pod-identity), or the daemon (node).",
+		"roleArn":         "The IAM role to assume. {namespace} and {serviceAccount} are replaced.",
+		"sessionPolicy":   "An IAM policy that narrows the session, as YAML or JSON. {namespace} and {serviceAccount} are replaced in its values.",
+		"sessionTags":     "Tags of the session, with identity: pod-identity and a roleArn.",
+		"region":          "The AWS region; without it, the daemon's.",
+		"ttl":             "How long an AWS session lives: seconds, or like 1h; at least 15m. Without it, 1h.",
+		"audience":        "Which of the pod's tokens AWS is shown; without it, " + STSAudience + ", or " + agentAudience + " with identity: pod-identity.",
 		"overlap":         "How long the old credential outlives a switch: seconds, or like 10m. Without it, 10m, at most a fifth of the lease.",
 	}
 	connectionTexts = map[string]string{
 		"host":   "Host names or addresses, separated by commas.",
 		"port":   "Port; without it, the database's own.",
 		"dbname": "The database's name.",
+		"user":   "The database user, for source: rds-iam.",
 		"params": "Further settings, like sslmode.",
 	}
 )

@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"cmp"
 	"io/fs"
 	"net/url"
 	"time"
@@ -41,6 +42,7 @@ type Connection struct {
 	Host   string            `json:",omitzero"`
 	Port   int               `json:",omitzero"` // 0: the database's default
 	DBName string            `json:",omitzero"`
+	User   string            `json:",omitzero"` // the database user, for source rds-iam; else the data's username
 	Params map[string]string `json:",omitzero"` // extra settings, e.g. sslmode
 }
 
@@ -56,16 +58,32 @@ type Read struct {
 	AWS    AWS            `json:",omitzero"` // what the sources aws-sts and rds-iam are asked for
 }
 
-// AWS is what a read without Vault asks AWS for. With Identity "node" the SPC
-// names a tenant only: the cluster's tenant bindings fill in all the rest.
+// AWS is what a read without Vault asks AWS for. Its Read's Login has an Audience
+// only: of the pod's token that is the proof; empty: none is needed. With
+// NodeIdentity the SPC names a tenant only: the cluster's tenant bindings fill in
+// all the rest.
 type AWS struct {
-	Identity      string            `json:",omitzero"` // "pod": its web identity token; "pod-identity": EKS Pod Identity's agent; "node": the daemon's own
+	Identity      string            `json:",omitzero"` // PodIdentity, AgentIdentity or NodeIdentity
 	RoleARN       string            `json:",omitzero"` // the role to assume
 	SessionPolicy string            `json:",omitzero"` // compact JSON with sorted keys; empty: none
 	SessionTags   map[string]string `json:",omitzero"`
 	Region        string            `json:",omitzero"` // empty: the daemon's
 	TTL           time.Duration     `json:",omitzero"` // life to ask for; 0: an hour
+	Endpoint      string            `json:",omitzero"` // host:port of the database, for rds-iam
+	User          string            `json:",omitzero"` // the database user, for rds-iam
 }
+
+// Subject names what is read, for people: the path in Vault, the role at AWS or
+// the database.
+func (r Read) Subject() string {
+	return cmp.Or(r.Path, r.AWS.Endpoint, r.AWS.RoleARN, r.Source)
+}
+
+// Whose identity at AWS is used.
+const (
+	PodIdentity  = "pod"  // the pod's: its service account token, exchanged at STS
+	NodeIdentity = "node" // the daemon's own
+)
 
 // Login is how the pod's identity becomes a Vault token, as the SPC says it.
 // Zero fields mean the daemon's flags.

@@ -20,8 +20,6 @@ const (
 	FromBindings = "bindings"
 	// MethodList is the Method of the Read that asks for the names below a path.
 	MethodList = "LIST"
-	// NodeIdentity is the identity of a Read that proves the daemon's own.
-	NodeIdentity = "node"
 )
 
 var (
@@ -178,7 +176,7 @@ func (p *parser) tenantsFrom(login Login) {
 	if fault != "" {
 		fail(fault, remedy)
 	}
-	t.List = Read{Source: "vault", Login: login, Method: MethodList, Path: path}
+	t.List = Read{Source: vaultSource, Login: login, Method: MethodList, Path: path}
 }
 
 // bounded looks at what the tenants' objects come to together.

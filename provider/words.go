@@ -22,24 +22,33 @@ var (
 	fields = []string{
 		"objectName", "secretPath", "secretKey", "method", "secretArgs", "filePermission", "encoding", "source", "format",
 		"template", "connection", "owner", "group", "refreshInterval", "overlap",
+		"identity", "roleArn", "sessionPolicy", "sessionTags", "region", "ttl", "audience",
 	}
-	plannedFields = []string{"ttl", "roleArn", "sessionPolicy", "sessionTags", "region", "identity"}
+	// vaultFields and awsFields have a meaning with these sources only.
+	vaultFields = []string{"secretPath", "method", "secretArgs"}
+	awsFields   = []string{"identity", "roleArn", "sessionPolicy", "sessionTags", "region", "ttl", "audience"}
 
-	connectionFields = []string{"host", "port", "dbname", "params"}
+	connectionFields = []string{"host", "port", "dbname", "user", "params"}
 
-	sources        = []string{"vault"}
-	plannedSources = []string{"aws-sts", "rds-iam"}
-	methods        = []string{"GET", "PUT", "POST"}
-	encodings      = []string{"utf-8", "base64", "hex"}
-	formats        = []string{"raw", "json", "keys", "env", "pem", "pg-service", "pgpass", "uri", "my-cnf", "template"}
-	plannedFormats = []string{"aws-credentials", "aws-credential-process"}
+	sources    = []string{vaultSource, stsSource, rdsSource}
+	identities = []string{PodIdentity, AgentIdentity, NodeIdentity}
+	methods    = []string{"GET", "PUT", "POST"}
+	encodings  = []string{"utf-8", "base64", "hex"}
+	formats    = []string{
+		"raw", "json", "keys", "env", "pem", "pg-service", "pgpass", "uri", "my-cnf", "template",
+		"aws-credentials", "aws-credential-process",
+	}
 	logins         = []string{"kubernetes", "jwt", approle}
 	plannedLogins  = []string{"aws"}
 	tenantFailures = []string{"skip", "fail"}
 )
 
-// approle is the login method that takes a Secret in place of the pod's token.
-const approle = "approle"
+// The sources.
+const (
+	vaultSource = "vault"
+	stsSource   = "aws-sts"
+	rdsSource   = "rds-iam"
+)
 
 const (
 	unsupported       = "is not supported by this version of Tenure"

@@ -24,9 +24,11 @@ type config struct {
 	healthAddr     string   // empty: off
 	versionKey     string   // file; empty: a key of this node's own, in stateDir
 	tenantBindings string   // file; empty: only the backends decide who may be which tenant
+	volumeBudget   int64    // bytes; 0: by the memory there is
 	logLevel       string
 	logFormat      string
 	vault          vaultFlags
+	aws            awsFlags
 	ignoredFromEnv []string // VAULT_ variables that were set and mean nothing here
 }
 
@@ -81,6 +83,8 @@ func (c *config) readEnvironment(environ []string) (map[string]string, error) {
 	for _, entry := range environ {
 		name, value, _ := strings.Cut(entry, "=")
 		switch {
+		case name == "AWS_REGION":
+			env[name] = value
 		case !strings.HasPrefix(name, "VAULT_") || value == "":
 		case name == "VAULT_TOKEN":
 			errs = append(errs, errors.New("VAULT_TOKEN is set, but pods log in with their own identity and a token of the daemon's would be used for nobody; unset it"))
@@ -109,9 +113,15 @@ func (c *config) defineFlags(f *flag.FlagSet, env map[string]string) {
 	f.StringVar(&c.healthAddr, "health-addr", "127.0.0.1:8080", "`host:port` of /healthz, /readyz and /metrics; empty serves none")
 	f.StringVar(&c.versionKey, "version-key-file", "", "`file` with the key of object versions, the same on all nodes; without it equal secrets have other versions on each node")
 	defineBindings(f, &c.tenantBindings)
+	f.Func("volume-budget", "`size` of memory, such as 64Mi, that the files of all volumes may take together, and half of it those of one namespace:\n"+
+		"they are charged to the daemon (default half of its container's memory limit, without one a sixteenth of the machine's memory)", func(text string) (err error) {
+		c.volumeBudget, err = parseSize(text)
+		return err
+	})
 	f.StringVar(&c.logLevel, "log-level", "info", "`level`: debug, info, warn or error")
 	f.StringVar(&c.logFormat, "log-format", "text", "`format`: text or json")
 	c.vault.defineFlags(f, env)
+	c.aws.defineFlags(f, env)
 }
 
 // defineBindings is of every command that decides or checks who may be which tenant.

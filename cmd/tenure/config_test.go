@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,6 +41,19 @@ func TestPrecedenceOfEnvironmentAndFlags(t *testing.T) {
 		allowedAddrs: []string{"https://a", "https://b", "https://c"},
 	}, c.vault, "a flag overrides the environment")
 	require.Equal(t, []string{"vault", "tenure"}, c.providers)
+}
+
+func TestVolumeBudget(t *testing.T) {
+	for text, want := range map[string]int64{"8388608": 8 << 20, "64Mi": 64 << 20, "2Gi": 2 << 30, "16384Ki": 16 << 20} {
+		c, err := parseConfig([]string{"--volume-budget=" + text}, nil, nil)
+		require.NoError(t, err)
+		require.Equal(t, want, c.volumeBudget)
+	}
+	for _, text := range []string{"", "0", "7Mi", "-64Mi", "64M", "1.5Gi", "99999999999Gi", "Mi"} {
+		_, err := parseConfig([]string{"--volume-budget=" + text}, nil, io.Discard)
+		require.ErrorContains(t, err, "it is no size of at least 8Mi; write it like 64Mi", text)
+	}
+	require.Greater(t, defaultBudget(), int64(8<<20))
 }
 
 func TestBadConfigurations(t *testing.T) {

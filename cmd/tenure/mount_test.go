@@ -168,7 +168,7 @@ func TestMountRefuses(t *testing.T) {
 		want             string // of the error, with DIR for the directory
 	}{
 		{"no SPC", "kind: Pod", good, nil, "reading DIR/spc.yaml: there is no SecretProviderClass in it"},
-		{"bad YAML", "a: [", good, nil, "reading DIR/spc.yaml: line 1: did not find expected node content"},
+		{"bad YAML", "kind: SecretProviderClass\na: [", good, nil, "DIR/spc.yaml:2: is no YAML: line 2: did not find expected node content; mend it; a chart's templates must be rendered first"},
 		{"another provider", strings.Replace(trySPC, "tenure", "azure", 1), good, nil, `reading DIR/spc.yaml: spec.provider of "greeting" is "azure", and the driver would ask that provider; set tenure`},
 		{"no JWT", trySPC, "hvs.canary", nil, "reading --token-file: DIR/token holds no service account token; make one with: kubectl create token NAME --namespace default --audience vault"},
 		{"another account", trySPC, good, []string{"--service-account=api"}, "reading --token-file: the token is of service account shop/web, not shop/api; make one with: kubectl create token api --namespace shop --audience vault"},
@@ -257,32 +257,36 @@ func TestMountUsesNoTokenOfTheEnvironment(t *testing.T) {
 	require.Equal(t, []string{"https://v"}, o.vault.addrs)
 }
 
-func TestReadSPC(t *testing.T) {
+func TestChoose(t *testing.T) {
 	spc := func(name, spec string) string {
 		return "apiVersion: secrets-store.csi.x-k8s.io/v1\nkind: SecretProviderClass\nmetadata: {name: " + name + "}\nspec: " + spec + "\n---\n"
 	}
 	two := spc("a", "{provider: tenure}") + spc("b", "{provider: vault, parameters: {roleName: x}}")
+	dump := "apiVersion: v1\nkind: List\nitems:\n- " + strings.ReplaceAll(strings.TrimSuffix(spc("a", "{provider: tenure}"), "---\n"), "\n", "\n  ")
 	for _, row := range []struct{ name, text, choice, want, error string }{
 		{"the only one", trySPC, "", "greeting", ""},
 		{"named", two, "b", "b", ""},
-		{"several", two, "", "", "there are several SecretProviderClasses in it (a, b); choose one with --name"},
-		{"unknown", two, "c", "", `there is no SecretProviderClass "c" in it, but a, b; correct --name`},
-		{"empty", "", "", "", "there is no SecretProviderClass in it"},
-		{"another group", strings.Replace(spc("a", "{}"), "secrets-store", "x", 1), "", "", "there is no SecretProviderClass in it"},
-		{"misplaced", spc("a", "{provider: tenure, objects: x}"), "", "", `SecretProviderClass "a": spec.objects is no field that the API server knows; what the provider reads stands below spec.parameters`},
-		{"boolean", spc("a", "{parameters: {vaultSkipTLSVerify: true}}"), "", "", `SecretProviderClass "a": spec.parameters.vaultSkipTLSVerify is no text, and the API server takes nothing else; put it in quotes, or write | after the colon for several lines`},
-		{"list", spc("a", "{parameters: {objects: [{objectName: x}]}}"), "", "", `SecretProviderClass "a": spec.parameters.objects is no text, and the API server takes nothing else; put it in quotes, or write | after the colon for several lines`},
-		{"text", spc("a", "hello"), "", "", `SecretProviderClass "a": spec is no mapping`},
-		{"parameters", spc("a", "{parameters: hello}"), "", "", `SecretProviderClass "a": spec.parameters is no mapping`},
+		{"of kubectl's list", dump, "", "a", ""},
+		{"several", two, "", "", "reading f.yaml: there are several SecretProviderClasses in it (a, b); choose one with --name"},
+		{"twice", two + two, "a", "", "reading f.yaml: there are several SecretProviderClasses in it (a, b, a, b); choose one with --name"},
+		{"unknown", two, "c", "", `reading f.yaml: there is no SecretProviderClass "c" in it, but a, b; correct --name`},
+		{"empty", "", "", "", "reading f.yaml: there is no SecretProviderClass in it"},
+		{"another group", strings.Replace(spc("a", "{}"), "secrets-store", "x", 1), "", "", "reading f.yaml: there is no SecretProviderClass in it"},
+		{"misplaced", spc("a", "{provider: tenure, objects: x}"), "", "", `f.yaml:4: default/a: field "spec.objects": is no field that the API server knows; put what the provider reads below spec.parameters`},
+		{"boolean", spc("a", "{parameters: {vaultSkipTLSVerify: true}}"), "", "", `f.yaml:4: default/a: field "vaultSkipTLSVerify": is not a string; put the value in quotes`},
+		{"list", spc("a", "{parameters: {objects: [{objectName: x}]}}"), "", "", `f.yaml:4: default/a: field "objects": is not a string; write | behind objects: and leave the lines below as they are`},
+		{"text", spc("a", "hello"), "", "", "f.yaml:1: is no SecretProviderClass: line 4: a single value stands where a mapping belongs; write each field in the type that the API server takes; render a chart's templates first"},
+		{"parameters", spc("a", "{parameters: hello}"), "", "", "f.yaml:1: is no SecretProviderClass: line 4: a single value stands where a mapping belongs; write each field in the type that the API server takes; render a chart's templates first"},
+		{"tab", "kind: SecretProviderClass\nspec:\n\tprovider: tenure\n", "", "", "f.yaml:3: is no YAML: a tab stands in the indentation; indent with spaces"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			got, err := readSPC(strings.NewReader(row.text), row.choice)
+			got, err := choose("f.yaml", []byte(row.text), row.choice)
 			if row.error != "" {
 				require.EqualError(t, err, row.error)
 				return
 			}
 			require.NoError(t, err)
-			require.Equal(t, row.want, got.name)
+			require.Equal(t, row.want, got.Metadata.Name)
 		})
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -88,6 +89,11 @@ func run(ctx context.Context, c *config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer source.Close()
+	cloud, err := c.aws.source(c.aws.nodeCredentials(), log, d.metrics)
+	if err != nil {
+		return err
+	}
+	defer cloud.Close()
 	if c.healthAddr != "" {
 		stopHealth, healthErr := d.serveHealth(ctx)
 		if healthErr != nil {
@@ -110,8 +116,8 @@ func run(ctx context.Context, c *config, log *slog.Logger) (err error) {
 		}
 	}
 	leases := lease.Config{
-		Sources: map[string]lease.Source{"vault": source}, Files: files, Store: journal,
-		VersionKey: key, Log: log, Registerer: d.metrics,
+		Sources: map[string]lease.Source{"vault": source, "aws-sts": cloud, "rds-iam": cloud}, Files: files, Store: journal,
+		VersionKey: key, MaxBytes: cmp.Or(c.volumeBudget, defaultBudget()), Log: log, Registerer: d.metrics,
 	}
 	bindings := d.bindings(&leases)
 	manager, err := lease.Open(leases)

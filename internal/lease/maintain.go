@@ -25,6 +25,7 @@ func (w *worker) maintain(ctx context.Context) {
 		w.reviewDue(ctx)
 		failed, renewed := w.renewDue(ctx, now)
 		dirty = dirty || renewed
+		w.foresee(time.Now())
 		w.replaceDue(ctx, failed)
 		w.retryChange(ctx)
 	}
@@ -48,6 +49,7 @@ func (w *worker) maintain(ctx context.Context) {
 func (w *worker) settle(now time.Time) {
 	held := w.held()
 	w.locked(func() { w.rec.settle(now, held) })
+	_ = w.count(w.rec.written(nil), true)
 }
 
 // lapse drops what was kept for a while: attempts, bytes, replaced directories
@@ -76,26 +78,6 @@ func (w *worker) lapse(now time.Time) (changed bool) {
 	}
 	w.locked(func() { w.rec.Retired = stay })
 	return changed || slices.ContainsFunc(w.rec.Leases, func(l *lease) bool { return !l.Until.IsZero() && passed(now, l.Until) })
-}
-
-// welcome lets what waited for an identity go on, when a Mount has brought one.
-func (w *worker) welcome() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !w.fresh {
-		return
-	}
-	w.fresh = false
-	for _, l := range w.rec.current() {
-		if l.Final || l.Kind != Leased {
-			l.Retry = time.Time{}
-		}
-	}
-	for _, g := range w.rec.Grants {
-		if g.final() && !g.Ending {
-			g.Retry = time.Time{}
-		}
-	}
 }
 
 // extension is one renewal under way.
@@ -309,15 +291,6 @@ func (w *worker) succeed(ctx context.Context, g *grant, now time.Time) {
 	w.rec.LastID++
 	fresh.ID, fresh.Pending = w.rec.LastID, false
 	w.rec.Grants = append(w.rec.Grants, fresh)
-}
-
-// lackIdentity remembers that only the next Mount can help. mu is held.
-func (w *worker) lackIdentity(err error) {
-	if classOf(err).Passing() || w.needsID != nil {
-		return
-	}
-	w.needsID = err
-	w.log.Warn("no usable identity: waiting for the driver's next republish", "reason", err)
 }
 
 // replaceDue issues again what is due, and swaps it in. When a part of it fails,

@@ -51,6 +51,7 @@ type collector struct {
 	expired *prometheus.Desc
 	owed    *prometheus.Desc
 	tenants *prometheus.Desc
+	bytes   *prometheus.Desc
 }
 
 // Describe implements prometheus.Collector.
@@ -78,6 +79,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(c.owed, prometheus.GaugeValue, float64(owed))
 	ch <- prometheus.MustNewConstMetric(c.tenants, prometheus.GaugeValue, float64(held), "held")
 	ch <- prometheus.MustNewConstMetric(c.tenants, prometheus.GaugeValue, float64(leftOut), "left-out")
+	ch <- prometheus.MustNewConstMetric(c.bytes, prometheus.GaugeValue, float64(c.m.budget.total()))
 }
 
 func newCollector(m *Manager) collector {
@@ -87,6 +89,7 @@ func newCollector(m *Manager) collector {
 		expired: prometheus.NewDesc("tenure_leases_expired", "Leases in live files that are past their end.", nil, nil),
 		owed:    prometheus.NewDesc("tenure_owed_ends", "Grants and leases whose end at the backend is still owed.", nil, nil),
 		tenants: prometheus.NewDesc("tenure_tenants", "Tenants of all volumes, by whether their files are there.", []string{"state"}, nil),
+		bytes:   prometheus.NewDesc("tenure_volume_bytes", "Memory that the files of all volumes take; --volume-budget bounds it.", nil, nil),
 	}
 }
 

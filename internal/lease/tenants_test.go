@@ -56,7 +56,7 @@ func TestListThatFailsChangesNothing(t *testing.T) {
 		"unreachable": func(n *node) { n.backend.set(onList(errDown)) },
 		"empty":       func(n *node) { n.list() },
 		"no names":    func(n *node) { n.list("x", "y") },
-		"gone":        func(n *node) { delete(n.backend.lists, folder) },
+		"gone":        func(n *node) { n.backend.set(onList(errNothing)) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			scene(t, func(t *testing.T, n *node) {
@@ -84,6 +84,8 @@ func TestListThatFailsChangesNothing(t *testing.T) {
 		})
 	}
 }
+
+var errNothing = broken(provider.Invalid, "nothing is there", Wrong, false)
 
 func onList(err error) func(op, path string) error {
 	return func(op, _ string) error {
@@ -271,10 +273,10 @@ func TestPoolOfTwoHundred(t *testing.T) {
 		require.LessOrEqual(t, peak/mean, 1.5)
 
 		// They all reach their max TTL within minutes of each other.
-		had, from := n.backend.reads, time.Now()
+		had, from := n.asked(), time.Now()
 		swaps = n.swaps()
 		day(8 * time.Hour)
-		require.Equal(t, tenants, n.backend.reads-had)
+		require.Equal(t, tenants, n.asked()-had)
 		busiest, of := 0.0, 0.0
 		for at := from; at.Before(time.Now()); at = at.Add(time.Minute) {
 			if peak, mean := n.load(at, 3*time.Minute, time.Minute); mean > of {
@@ -285,17 +287,17 @@ func TestPoolOfTwoHundred(t *testing.T) {
 		require.LessOrEqual(t, busiest/of, 1.5)
 		require.LessOrEqual(t, n.swaps()-swaps, 30)
 
-		reads, before := n.backend.reads, p.files()
+		reads, before := n.asked(), p.files()
 		begin := time.Now()
 		seen := []int{}
 		n.bind(rule("r", ", rotateAfter: '"+begin.Format(time.RFC3339)+"'", names...))
 		for range 10 {
-			was := n.backend.reads
+			was := n.asked()
 			pause(rotateOver / 10)
-			seen = append(seen, n.backend.reads-was)
+			seen = append(seen, n.asked()-was)
 		}
 		pause(30 * time.Second)
-		require.Equal(t, tenants, n.backend.reads-reads)
+		require.Equal(t, tenants, n.asked()-reads)
 		ratio := float64(slices.Max(seen)) / (float64(tenants) / 10)
 		t.Logf("200 tenants rotated by rotateAfter in %v: reads in each tenth %v, peak to mean %.2f, %d logins", rotateOver, seen, ratio, n.backend.logins)
 		require.LessOrEqual(t, ratio, 1.5)
@@ -306,6 +308,13 @@ func TestPoolOfTwoHundred(t *testing.T) {
 		p.has(names...)
 		p.settled(tenants)
 	})
+}
+
+// asked returns how many reads there were.
+func (n *node) asked() int {
+	n.backend.mu.Lock()
+	defer n.backend.mu.Unlock()
+	return n.backend.reads
 }
 
 // load returns the most and the mean of calls that are no looks, over spans of a time.

@@ -91,7 +91,7 @@ var (
 // one can have had no effect. The answer's status is 2xx unless a Failure is
 // returned.
 func (s *Source) do(ctx context.Context, c call) (answer, *lease.Failure) {
-	leave, err := s.gates.enter(ctx, s.cluster(c), c.by.Pod.Namespace, c.by.Work)
+	leave, err := s.gates.Enter(ctx, s.cluster(c), c.by.Pod.Namespace, c.by.Work, c.op == opLogin)
 	if err != nil {
 		return answer{}, crowded(c, err)
 	}

@@ -251,7 +251,7 @@ func FuzzVaultSays(f *testing.F) {
 	f.Fuzz(func(t *testing.T, before, after string) {
 		text := vaultSays(answer{response: response{Errors: []string{before + canaryToken + after}}}, canaryToken)
 		require.NotContains(t, text, canaryToken)
-		require.LessOrEqual(t, len(text), maxText)
+		require.LessOrEqual(t, len(text), provider.MaxText)
 		require.False(t, strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }), "%q", text)
 	})
 }

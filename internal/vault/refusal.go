@@ -29,6 +29,7 @@ var refusals = []struct {
 	{"missing role", provider.Invalid, "roleName", "set roleName"},
 	{"claim", provider.Denied, "roleName", "compare bound_claims of Vault role {role} with the pod's token"},
 	{"invalid role or secret id", provider.Denied, secretRef, "write a new secret_id into the pod's Secret and compare its role_id: Vault does not tell whether one is wrong, or the secret_id expired (secret_id_ttl) or used up (secret_id_num_uses: each login is one use)"},
+	{"missing secret_id", provider.Precondition, secretRef, "put a secret_id into the pod's Secret, beside its role_id; only an AppRole with bind_secret_id=false needs none"},
 	{"cidr", provider.Denied, secretRef, "add the node's address, as Vault sees it, to secret_id_bound_cidrs of the AppRole and to cidr_list of the secret_id"},
 	{"no handler for route", provider.Invalid, "vaultAuthMountPath", "enable the auth method at auth/{mount}, or correct vaultAuthMountPath or vaultNamespace"},
 }

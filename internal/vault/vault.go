@@ -17,6 +17,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/tenure-csi/tenure/internal/gate"
 	"github.com/tenure-csi/tenure/internal/lease"
 )
 
@@ -63,7 +64,7 @@ type Source struct {
 	addrs   ownAddresses
 	log     *slog.Logger
 	metrics *metrics
-	gates   gates
+	gates   gate.Gates
 	clients clients
 	known   known
 }
