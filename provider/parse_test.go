@@ -46,7 +46,7 @@ func TestParseRefuses(t *testing.T) {
 		{"role with unknown placeholder", param("roleName", "{podName}")},
 		{"misspelt parameter", map[string]string{"roleNam": "x"}},
 		{"parameter in other case", map[string]string{"VaultAddress": "https://v"}},
-		{"tenants", param("tenants", "[a]")},
+		{"tenants", param("awsIdentity", "pod")},
 		{"tenantsFrom", param("tenantsFrom", "bindings")},
 		{"onTenantFailure", param("onTenantFailure", "skip")},
 		{"awsIdentity", param("awsIdentity", "pod")},
@@ -357,7 +357,7 @@ func TestParseWarnings(t *testing.T) {
 	}, spec.Warnings)
 	require.Nil(t, spec.Objects[0].Read.Args)
 
-	_, err = Parse(request("vault", param("tenants", "[a]")))
+	_, err = Parse(request("vault", param("awsIdentity", "pod")))
 	require.ErrorContains(t, err, "not supported", "a planned word is never ignored")
 }
 

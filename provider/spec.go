@@ -8,11 +8,12 @@ import (
 )
 
 // Spec is a parsed SecretProviderClass as one pod sees it: its parameters
-// overlaid by the pod's volumeAttributes, defaults merged, tenants expanded,
-// placeholders replaced. It depends on the raw attributes alone, never on flags,
-// so that a flag change re-issues nothing.
+// overlaid by the pod's volumeAttributes, defaults merged, placeholders replaced.
+// It depends on the raw attributes and the names of tenants alone, never on
+// flags, so that a flag change re-issues nothing.
 type Spec struct {
-	Objects  []Object // in the SPC's order, for each tenant; at least one
+	Objects  []Object // in the SPC's order, for each tenant; at least one but where all tenants are patterns
+	Tenants  *Tenants // nil: the SPC is not for tenants
 	Warnings []string // what was ignored and why, for the log, the Event and the status
 }
 
@@ -50,7 +51,7 @@ type Read struct {
 	Source string         `json:",omitzero"` // "vault", "aws-sts" or "rds-iam"
 	Tenant string         `json:",omitzero"`
 	Login  Login          `json:",omitzero"`
-	Method string         `json:",omitzero"` // "GET", "PUT" or "POST"
+	Method string         `json:",omitzero"` // "GET", "PUT" or "POST"; "LIST" for the names of tenants
 	Path   string         `json:",omitzero"` // cleaned, without leading "/" and "v1/", without query
 	Query  url.Values     `json:",omitzero"` // parameters that stood behind "?" in secretPath
 	Args   map[string]any `json:",omitzero"` // secretArgs, the body of a PUT or POST

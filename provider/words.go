@@ -13,8 +13,9 @@ var (
 		"roleName", "vaultAddress", "vaultNamespace", "vaultCACertPath", "vaultCADirectory", "vaultTLSServerName",
 		"vaultTLSClientCertPath", "vaultTLSClientKeyPath", "vaultKubernetesMountPath", "vaultAuthMountPath",
 		"audience", "vaultSkipTLSVerify", "objects", "vaultAuthMethod", "defaults", "mountPath",
+		"tenants", "tenantsFrom", "onTenantFailure",
 	}
-	plannedParameters = []string{"tenants", "tenantsFrom", "onTenantFailure", "awsIdentity", "vaultAwsRoleArn"}
+	plannedParameters = []string{"awsIdentity", "vaultAwsRoleArn"}
 	// legacyParameters are ignored by the HashiCorp provider too.
 	legacyParameters = []string{"kubernetesServiceAccountPath", "vaultCAPem"}
 
@@ -37,8 +38,9 @@ var (
 		"raw", "json", "keys", "env", "pem", "pg-service", "pgpass", "uri", "my-cnf", "template",
 		"aws-credentials", "aws-credential-process",
 	}
-	logins        = []string{"kubernetes", "jwt", approle}
-	plannedLogins = []string{"aws"}
+	logins         = []string{"kubernetes", "jwt", approle}
+	plannedLogins  = []string{"aws"}
+	tenantFailures = []string{"skip", "fail"}
 )
 
 // The sources.

@@ -24,6 +24,7 @@ type config struct {
 	healthAddr     string   // empty: off
 	versionKey     string   // file; empty: a key of this node's own, in stateDir
 	volumeBudget   int64    // bytes; 0: by the memory there is
+	tenantBindings string   // file; empty: only the backends decide who may be which tenant
 	logLevel       string
 	logFormat      string
 	vault          vaultFlags
@@ -116,10 +117,16 @@ func (c *config) defineFlags(f *flag.FlagSet, env map[string]string) {
 		c.volumeBudget, err = parseSize(text)
 		return err
 	})
+	defineBindings(f, &c.tenantBindings)
 	f.StringVar(&c.logLevel, "log-level", "info", "`level`: debug, info, warn or error")
 	f.StringVar(&c.logFormat, "log-format", "text", "`format`: text or json")
 	c.vault.defineFlags(f, env)
 	c.aws.defineFlags(f, env)
+}
+
+// defineBindings is of every command that decides or checks who may be which tenant.
+func defineBindings(f *flag.FlagSet, path *string) {
+	f.StringVar(path, "tenant-bindings", "", "YAML `file` with the cluster's rules of which pods may be which tenants; a change takes effect by itself")
 }
 
 func (v *vaultFlags) defineFlags(f *flag.FlagSet, env map[string]string) {

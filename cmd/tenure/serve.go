@@ -23,6 +23,7 @@ import (
 
 	"github.com/tenure-csi/tenure/internal/admin"
 	"github.com/tenure-csi/tenure/internal/lease"
+	"github.com/tenure-csi/tenure/internal/tenant"
 	"github.com/tenure-csi/tenure/internal/vault"
 	"github.com/tenure-csi/tenure/internal/volume"
 	"github.com/tenure-csi/tenure/provider"
@@ -114,14 +115,17 @@ func run(ctx context.Context, c *config, log *slog.Logger) (err error) {
 			return err
 		}
 	}
-	manager, err := lease.Open(lease.Config{
+	leases := lease.Config{
 		Sources: map[string]lease.Source{"vault": source, "aws-sts": cloud, "rds-iam": cloud}, Files: files, Store: journal,
 		VersionKey: key, MaxBytes: cmp.Or(c.volumeBudget, defaultBudget()), Log: log, Registerer: d.metrics,
-	})
+	}
+	bindings := d.bindings(&leases)
+	manager, err := lease.Open(leases)
 	if err != nil {
 		return err
 	}
 	d.manager.Store(manager)
+	defer watch(ctx, bindings, manager)()
 	log.Info("loaded the journal", "volumes", len(manager.Status()))
 
 	stopStatus, err := d.serveStatus()
@@ -225,6 +229,35 @@ func nodeVersionKey(stateDir string) ([]byte, error) {
 		return nil, fmt.Errorf("writing the node's version key: %w", err)
 	}
 	return key, nil
+}
+
+// bindings opens the file of rules, where there is one. A daemon that can't read
+// it serves all the same: whoever has no tenants must not suffer, and no tenant
+// loses what it has.
+func (d *daemon) bindings(c *lease.Config) *tenant.File {
+	if d.tenantBindings == "" {
+		return nil
+	}
+	file, err := tenant.Open(d.tenantBindings, d.log, d.metrics)
+	if err != nil {
+		d.log.Error("no tenant is given anything new until the file is mended", "error", err)
+	}
+	c.Tenants = file
+	return file
+}
+
+// watch tells the manager when the rules have changed, until it is stopped.
+func watch(ctx context.Context, file *tenant.File, m *lease.Manager) (stop func()) {
+	if file == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		file.Watch(ctx, m.TenantsChanged)
+	}()
+	return func() { cancel(); <-done }
 }
 
 func (d *daemon) serveHealth(ctx context.Context) (func() error, error) {

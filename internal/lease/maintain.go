@@ -22,6 +22,7 @@ func (w *worker) maintain(ctx context.Context) {
 	dirty = w.lapse(now) || dirty
 	if !w.rec.Ended {
 		w.welcome()
+		w.reviewDue(ctx)
 		failed, renewed := w.renewDue(ctx, now)
 		dirty = dirty || renewed
 		w.foresee(time.Now())
@@ -300,7 +301,7 @@ func (w *worker) replaceDue(ctx context.Context, failed []*lease) {
 	work := Background
 	for _, l := range w.rec.current() {
 		switch {
-		case l.Kind == Leased && l.Final && isDue(now, l.at(), l.Issued):
+		case l.Final && isDue(now, l.at(), l.Issued):
 			due[l] = l.Next
 		case slices.Contains(failed, l) && !l.Final && passed(now, hardDeadline(w.rec.end(l), l.Length)):
 			due[l] = Lost
@@ -321,7 +322,7 @@ func (w *worker) replaceDue(ctx context.Context, failed []*lease) {
 		return
 	}
 	if w.parsed == nil {
-		parsed, err := w.parse(w.rec.Current.Spec)
+		parsed, err := w.parse(order{spec: w.rec.Current.Spec, live: true, work: work, deadline: now.Add(backgroundWait), ctx: ctx})
 		if err != nil { // it was parsed before: only an older version of Tenure fails here
 			w.postponeAll(due, err)
 			return

@@ -5,9 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -47,6 +45,7 @@ type worker struct {
 	republished bool
 	counted     int64             // bytes that the manager's budget has for the volume
 	guards      map[string]*guard // by read
+	tenancy     tenancy
 }
 
 func newWorker(m *Manager, r *Record) *worker {
@@ -56,6 +55,9 @@ func newWorker(m *Manager, r *Record) *worker {
 	}
 	w.entry = entry{w: w, index: -1}
 	w.versions = versions(r.current())
+	if r.Current.tenanted() || r.Pending.tenanted() {
+		w.tenancy.due = w.answered // what the bindings say may have changed meanwhile
+	}
 	return w
 }
 
@@ -190,14 +192,6 @@ func (w *worker) survive(p any) bool {
 	w.running = false
 	w.m.queue.set(&w.entry, time.Now().Add(retryCap))
 	return false
-}
-
-// panicked reports a recovered panic as an error. The panic's own value is not
-// shown, it may hold a secret; the stack has none.
-func (m *Manager) panicked(log *slog.Logger, p any) error {
-	m.metrics.panics.Inc()
-	log.Error("recovered from a panic", "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
-	return &provider.Error{Class: provider.Internal, Cause: "a fault in Tenure itself", Remedy: "report it with the daemon's log; other volumes are not affected"}
 }
 
 // leave takes what has arrived when the daemon stops: what nobody will use is
