@@ -112,10 +112,10 @@ func (e *entry) awsRead(source string, c Connection) Read {
 // awsAudience is that of the token that AWS is shown; empty: none is.
 func (e *entry) awsAudience(identity string) string {
 	audience := e.text("audience")
-	switch {
-	case identity == AgentIdentity:
+	switch identity {
+	case AgentIdentity:
 		return cmp.Or(audience, agentAudience)
-	case identity == PodIdentity:
+	case PodIdentity:
 		return cmp.Or(audience, STSAudience)
 	}
 	e.meaningless("identity: node", "audience")

@@ -118,12 +118,10 @@ func (p *parser) checkWords() {
 		isWord := func(w string) bool { return strings.EqualFold(w, word) }
 		switch {
 		case drivers(word) || slices.Contains(parameters, word):
-		case slices.Contains(plannedParameters, word):
-			p.fail("", word, unsupported, unsupportedRemedy)
 		case slices.ContainsFunc(legacyParameters, isWord):
 			p.warn("parameter %s is ignored, as by the HashiCorp provider", word)
-		case nearest(word, parameters, plannedParameters) != "":
-			p.fail("", brief(word), "is no parameter", "did you mean "+nearest(word, parameters, plannedParameters)+"?")
+		case nearest(word, parameters) != "":
+			p.fail("", brief(word), "is no parameter", "did you mean "+nearest(word, parameters)+"?")
 		default:
 			p.warn("parameter %s is unknown and ignored", quote(word))
 		}
@@ -162,6 +160,7 @@ func (p *parser) login() Login {
 
 // proof reads who logs in: a role that is named here, or one that a Secret tells.
 func (p *parser) proof(l *Login) {
+	defer p.awsProof(l)
 	if l.Method == approle {
 		for _, name := range []string{"roleName", "audience"} {
 			if _, set := p.request.Attributes[name]; set {
@@ -192,8 +191,6 @@ func (p *parser) loginMethod() string {
 	switch {
 	case method == "":
 		return logins[0]
-	case slices.Contains(plannedLogins, method):
-		p.fail("", "vaultAuthMethod", method+" "+unsupported, "use one of "+strings.Join(logins, ", "))
 	case !slices.Contains(logins, method):
 		p.fail("", "vaultAuthMethod", quote(method)+" is unknown", didYouMean(method, logins))
 	}

@@ -3,6 +3,7 @@ package provider
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -33,6 +34,15 @@ func secretPath(path string) map[string]string {
 	return param("objects", fmt.Sprintf("- {objectName: a, secretPath: %q}", path))
 }
 
+const awsRole = "arn:aws:iam::123456789012:role/path/shop-web"
+
+// awsAuth is attributes of a login with Vault's aws method, changed by more.
+func awsAuth(more map[string]string) map[string]string {
+	all := map[string]string{"vaultAuthMethod": "aws"}
+	maps.Copy(all, more)
+	return all
+}
+
 func TestParseRefuses(t *testing.T) {
 	bomb := "a: &a [x,x,x,x]\nb: &b [*a,*a,*a,*a]\nc: [*b,*b,*b,*b]\n"
 	rows := []string{}
@@ -49,9 +59,19 @@ func TestParseRefuses(t *testing.T) {
 		{"tenants", param("tenants", "[a]")},
 		{"tenantsFrom", param("tenantsFrom", "bindings")},
 		{"onTenantFailure", param("onTenantFailure", "skip")},
-		{"awsIdentity", param("awsIdentity", "pod")},
-		{"vaultAwsRoleArn", param("vaultAwsRoleArn", "arn:aws:iam::1:role/x")},
-		{"auth aws", param("vaultAuthMethod", "aws")},
+		{"awsIdentity without auth aws", param("awsIdentity", "pod")},
+		{"vaultAwsRoleArn without auth aws", map[string]string{"vaultAwsRoleArn": awsRole, "vaultAuthMethod": "approle"}},
+		{"auth aws without a role", awsAuth(nil)},
+		{"auth aws with another identity", awsAuth(param("awsIdentity", "nodes"))},
+		{"auth aws, role of a user", awsAuth(param("vaultAwsRoleArn", "arn:aws:iam::123456789012:user/x"))},
+		{"auth aws, role with a short account", awsAuth(param("vaultAwsRoleArn", "arn:aws:iam::1:role/x"))},
+		{"auth aws, role of another cloud", awsAuth(param("vaultAwsRoleArn", "arn:evil:iam::123456789012:role/x"))},
+		{"auth aws, role with a newline", awsAuth(param("vaultAwsRoleArn", awsRole+"\n"))},
+		{"auth aws, role with a parameter", awsAuth(param("vaultAwsRoleArn", awsRole+"&Action=x"))},
+		{"auth aws, role with an unknown placeholder", awsAuth(param("vaultAwsRoleArn", "arn:aws:iam::123456789012:role/{pod}"))},
+		{"node with a role", awsAuth(map[string]string{"awsIdentity": "node", "vaultAwsRoleArn": awsRole})},
+		{"node with an audience", awsAuth(map[string]string{"awsIdentity": "node", "audience": "x"})},
+		{"node without a Vault role", awsAuth(map[string]string{"awsIdentity": "node", "roleName": "-"})},
 		{"auth unknown", param("vaultAuthMethod", "kuberntes")},
 		{"both mounts", map[string]string{"vaultKubernetesMountPath": "a", "vaultAuthMountPath": "a"}},
 		{"mount climbing", param("vaultAuthMountPath", "../sys")},
@@ -237,6 +257,32 @@ func TestParseAppRole(t *testing.T) {
 	}
 }
 
+func TestParseAWSLogin(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		more map[string]string
+		want Login
+	}{
+		{
+			"the pod's role", map[string]string{"vaultAwsRoleArn": "arn:aws-cn:iam::123456789012:role/{namespace}-{serviceAccount}"},
+			Login{Role: "web", Audience: "sts.amazonaws.com", AWSIdentity: "pod", AWSRoleARN: "arn:aws-cn:iam::123456789012:role/shop-web"},
+		},
+		{
+			"own audience and mount", map[string]string{"awsIdentity": "pod", "vaultAwsRoleArn": awsRole, "audience": "x", "vaultAuthMountPath": "aws-x"},
+			Login{Role: "web", Mount: "aws-x", Audience: "x", AWSIdentity: "pod", AWSRoleARN: awsRole},
+		},
+		{"the node", map[string]string{"awsIdentity": "node"}, Login{Role: "web", AWSIdentity: "node"}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			spec, err := Parse(request("tenure", awsAuth(row.more)))
+			require.NoError(t, err)
+			row.want.Method = "aws"
+			require.Equal(t, row.want, spec.Objects[0].Read.Login)
+			require.Empty(t, spec.Warnings)
+		})
+	}
+}
+
 func TestParseEverything(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join("testdata", "everything.yaml"))
 	require.NoError(t, err)
@@ -356,9 +402,6 @@ func TestParseWarnings(t *testing.T) {
 		`object "a": encoding has no effect without secretKey`,
 	}, spec.Warnings)
 	require.Nil(t, spec.Objects[0].Read.Args)
-
-	_, err = Parse(request("vault", param("awsIdentity", "pod")))
-	require.ErrorContains(t, err, "not supported", "a planned word is never ignored")
 }
 
 // Equal questions must be equal values, so that their objects share one lease.

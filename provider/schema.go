@@ -21,6 +21,7 @@ func Schema() []byte {
 	}
 	known := described(parameters, parameterTexts)
 	refine(known, "vaultAuthMethod", schema{"enum": logins})
+	refine(known, "awsIdentity", schema{"enum": awsIdentities})
 	refine(known, "vaultSkipTLSVerify", schema{"enum": []string{"true", "false"}})
 	refine(known, "mountPath", schema{"pattern": "^/"})
 	refine(known, "objects", embedded("objects"))
@@ -125,10 +126,12 @@ var (
 		"vaultTLSClientKeyPath":    "The client certificate's key, below the daemon's TLS directory.",
 		"vaultKubernetesMountPath": "Older name of vaultAuthMountPath.",
 		"vaultAuthMountPath":       "Path of the auth mount without auth/; without it, the name of vaultAuthMethod.",
-		"audience":                 "Which of the pod's tokens logs in; without it, " + DefaultAudience + ".",
+		"audience":                 "Which of the pod's tokens logs in; without it, " + DefaultAudience + ", or " + STSAudience + " with vaultAuthMethod aws.",
 		"vaultSkipTLSVerify":       "Don't verify Vault's certificate. The daemon must allow it.",
 		"objects":                  "YAML list of what to read and which files to write.",
 		"vaultAuthMethod":          "The way to log in to Vault; without it, kubernetes.",
+		"awsIdentity":              "Whose identity at AWS logs in, for vaultAuthMethod aws; without it, " + PodIdentity + ". The cluster's operator must allow " + NodeIdentity + ".",
+		"vaultAwsRoleArn":          "The IAM role that the pod's token is exchanged for, for vaultAuthMethod aws. {namespace} and {serviceAccount} are replaced.",
 		"defaults":                 "YAML mapping of object fields for all objects.",
 		"mountPath":                "Where the application mounts the volume, for formats that name a file.",
 		"tenants":                  "YAML list of tenants' names, or patterns with *: every object is read and written for each, as {tenant}.",

@@ -88,12 +88,15 @@ const (
 // Login is how the pod's identity becomes a Vault token, as the SPC says it.
 // Zero fields mean the daemon's flags.
 type Login struct {
-	Method    string `json:",omitzero"` // "kubernetes" or "jwt": the same request, another default mount; "approle"
+	Method    string `json:",omitzero"` // "kubernetes" or "jwt": the same request, another default mount; "approle"; "aws"
 	Address   string `json:",omitzero"`
 	Namespace string `json:",omitzero"`
-	Mount     string `json:",omitzero"` // auth mount path without "auth/"; empty: the flag (not for "approle"), else the method's name
+	Mount     string `json:",omitzero"` // auth mount path without "auth/"; empty: the flag (not for "approle" and "aws"), else the method's name
 	Role      string `json:",omitzero"` // empty for "approle"
-	Audience  string `json:",omitzero"` // which of the pod's tokens to send; empty: "vault", and none for "approle"
+	Audience  string `json:",omitzero"` // which of the pod's tokens to send; empty: "vault", and none for "approle" and for AWSIdentity "node"
+
+	AWSIdentity string `json:",omitzero"` // for "aws": "pod", by its token's exchange at STS, or "node", the daemon's own
+	AWSRoleARN  string `json:",omitzero"` // for AWSIdentity "pod": the role that the token is exchanged for
 
 	CACertPath, CADirectory       string `json:",omitzero"` // below the daemon's TLS directory
 	ClientCertPath, ClientKeyPath string `json:",omitzero"` // below the daemon's TLS directory

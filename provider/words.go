@@ -12,10 +12,9 @@ var (
 	parameters = []string{
 		"roleName", "vaultAddress", "vaultNamespace", "vaultCACertPath", "vaultCADirectory", "vaultTLSServerName",
 		"vaultTLSClientCertPath", "vaultTLSClientKeyPath", "vaultKubernetesMountPath", "vaultAuthMountPath",
-		"audience", "vaultSkipTLSVerify", "objects", "vaultAuthMethod", "defaults", "mountPath",
+		"audience", "vaultSkipTLSVerify", "objects", "vaultAuthMethod", "awsIdentity", "vaultAwsRoleArn", "defaults", "mountPath",
 		"tenants", "tenantsFrom", "onTenantFailure",
 	}
-	plannedParameters = []string{"awsIdentity", "vaultAwsRoleArn"}
 	// legacyParameters are ignored by the HashiCorp provider too.
 	legacyParameters = []string{"kubernetesServiceAccountPath", "vaultCAPem"}
 
@@ -38,21 +37,20 @@ var (
 		"raw", "json", "keys", "env", "pem", "pg-service", "pgpass", "uri", "my-cnf", "template",
 		"aws-credentials", "aws-credential-process",
 	}
-	logins         = []string{"kubernetes", "jwt", approle}
-	plannedLogins  = []string{"aws"}
+	logins        = []string{"kubernetes", "jwt", approle, awsLogin}
+	awsIdentities = []string{PodIdentity, NodeIdentity}
+
 	tenantFailures = []string{"skip", "fail"}
 )
+
+// awsLogin is the login method that takes a signed request to AWS.
+const awsLogin = "aws"
 
 // The sources.
 const (
 	vaultSource = "vault"
 	stsSource   = "aws-sts"
 	rdsSource   = "rds-iam"
-)
-
-const (
-	unsupported       = "is not supported by this version of Tenure"
-	unsupportedRemedy = "leave it out or update Tenure"
 )
 
 // nearest returns the known word that word was probably meant to be: at most two

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // config is what the environment and the flags say, before anything is opened.
@@ -43,6 +44,8 @@ type vaultFlags struct {
 	serverName            string
 	allowSkipVerify       bool
 	tlsDir                string // SPC paths resolve below it
+	awsServerID           string // in logins with Vault's aws method; empty: the host of the first address
+	awsKeyDelay           time.Duration
 }
 
 // variables are the only ones that are read, as the HashiCorp provider reads them.
@@ -54,6 +57,10 @@ var variables = []string{
 const (
 	defaultStateDir = "/run/tenure"
 	socketName      = "status" // with .sock, in the state directory
+	// defaultKeyDelay is the upper end of what the documentation of Vault's aws
+	// secrets engine tells users to wait.
+	defaultKeyDelay = 10 * time.Second
+	maxKeyDelay     = 20 * time.Second // a first Mount is answered after 35 s
 )
 
 // parseConfig reads the environment (as os.Environ gives it), then the flags. It
@@ -153,6 +160,8 @@ func (v *vaultFlags) defineFlags(f *flag.FlagSet, env map[string]string) {
 	f.StringVar(&v.clientKey, "vault-tls-client-key", env["VAULT_CLIENT_KEY"], "PEM `file` of its key; also VAULT_CLIENT_KEY")
 	f.StringVar(&v.serverName, "vault-tls-server-name", env["VAULT_TLS_SERVER_NAME"], "`name` expected in Vault's certificate; also VAULT_TLS_SERVER_NAME")
 	f.BoolVar(&v.allowSkipVerify, "allow-skip-tls-verify", v.allowSkipVerify, "let an SPC say vaultSkipTLSVerify: whoever is between then reads its secrets.\nVAULT_SKIP_VERIFY does the same: it is only a permission here")
+	f.StringVar(&v.awsServerID, "vault-aws-server-id", "", "`value` of the header X-Vault-AWS-IAM-Server-ID in logins with vaultAuthMethod aws\n(default the host of the first --vault-addr)")
+	f.DurationVar(&v.awsKeyDelay, "vault-aws-key-delay", defaultKeyDelay, "`duration` for which a new access key of an IAM user is held back, as AWS does not know it everywhere at once; at most "+maxKeyDelay.String())
 	f.StringVar(&v.tlsDir, "tls-dir", "", "`directory` that certificate paths in an SPC are relative to; without it they are refused")
 }
 
@@ -196,6 +205,9 @@ func (c *config) check() error {
 	}
 	if (c.vault.clientCert == "") != (c.vault.clientKey == "") {
 		problem("--vault-tls-client-cert and --vault-tls-client-key belong together, but only one is set; set both or none")
+	}
+	if c.vault.awsKeyDelay < 0 || c.vault.awsKeyDelay > maxKeyDelay {
+		problem("--vault-aws-key-delay %s is not from 0s to %s; a pod waits that long for its first key", c.vault.awsKeyDelay, maxKeyDelay)
 	}
 	if err := new(slog.Level).UnmarshalText([]byte(c.logLevel)); err != nil {
 		problem("--log-level %q is not known; use debug, info, warn or error", c.logLevel)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -22,7 +23,7 @@ func TestPrecedenceOfEnvironmentAndFlags(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, vaultFlags{
 		addrs: []string{"https://env:8200"}, caCert: "/env/ca", caDir: "/env/cas", clientCert: "/env/cert",
-		clientKey: "/env/key", serverName: "env", namespace: "env", allowSkipVerify: true,
+		clientKey: "/env/key", serverName: "env", namespace: "env", allowSkipVerify: true, awsKeyDelay: 10 * time.Second,
 	}, c.vault)
 	require.Equal(t, []string{"VAULT_AGENT_ADDR", "VAULT_MAX_RETRIES"}, c.ignoredFromEnv, "what is set without effect is named")
 	require.Equal(t, []string{"tenure"}, c.providers)
@@ -31,14 +32,14 @@ func TestPrecedenceOfEnvironmentAndFlags(t *testing.T) {
 		"--vault-addr=https://flag, https://flag2", "--vault-addr=https://flag3", "--vault-tls-ca-cert=/flag/ca", "--vault-tls-ca-directory=/flag/cas",
 		"--vault-tls-client-cert=/flag/cert", "--vault-tls-client-key=/flag/key", "--vault-tls-server-name=flag",
 		"--vault-namespace=flag", "--allow-skip-tls-verify=false", "--vault-mount=k8s", "--tls-dir=/tls",
-		"--allowed-vault-addrs=https://a, https://b", "--allowed-vault-addrs=https://c",
+		"--allowed-vault-addrs=https://a, https://b", "--allowed-vault-addrs=https://c", "--vault-aws-server-id=v", "--vault-aws-key-delay=0s",
 		"--provider-name=vault", "--provider-name=tenure",
 	}, env, nil)
 	require.NoError(t, err)
 	require.Equal(t, vaultFlags{
 		addrs: []string{"https://flag", "https://flag2", "https://flag3"}, caCert: "/flag/ca", caDir: "/flag/cas", clientCert: "/flag/cert", clientKey: "/flag/key",
 		serverName: "flag", namespace: "flag", mount: "k8s", tlsDir: "/tls",
-		allowedAddrs: []string{"https://a", "https://b", "https://c"},
+		allowedAddrs: []string{"https://a", "https://b", "https://c"}, awsServerID: "v",
 	}, c.vault, "a flag overrides the environment")
 	require.Equal(t, []string{"vault", "tenure"}, c.providers)
 }
@@ -77,6 +78,9 @@ func TestBadConfigurations(t *testing.T) {
 		}},
 		{"half a client certificate", []string{"--vault-tls-client-cert=/c"}, nil, []string{
 			`--vault-tls-client-cert and --vault-tls-client-key belong together, but only one is set; set both or none`,
+		}},
+		{"key delay", []string{"--vault-aws-key-delay=30s"}, nil, []string{
+			`--vault-aws-key-delay 30s is not from 0s to 20s; a pod waits that long for its first key`,
 		}},
 		{"token", nil, []string{"VAULT_TOKEN=hvs.canary"}, []string{
 			`VAULT_TOKEN is set, but pods log in with their own identity and a token of the daemon's would be used for nobody; unset it`,

@@ -296,14 +296,15 @@ func (t *trial) open() error {
 		return fmt.Errorf("looking at --tmpfs %s: it is no tmpfs, and secrets must not reach a disk; name a directory of one, such as /dev/shm or below /run", t.tmpfs)
 	}
 	log := t.logger(t.stderr)
-	source, err := t.vault.source(log, nil)
+	var err error
+	if t.cloud, err = t.aws.source(nil, log, nil); err != nil {
+		return err
+	}
+	source, err := t.vault.source(t.cloud, log, nil)
 	if err != nil {
 		return err
 	}
 	t.source, t.witness = source, &witness{source, &ledger{held: map[string]held{}}}
-	if t.cloud, err = t.aws.source(nil, log, nil); err != nil {
-		return err
-	}
 	if t.vaultTokenFile != "" {
 		token, readErr := t.read(t.vaultTokenFile)
 		if token = bytes.TrimSpace(token); readErr != nil || len(token) == 0 {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -330,4 +331,34 @@ func TestChanges(t *testing.T) {
 		}
 	}
 	golden(t, "changes.golden", out.Bytes())
+}
+
+// TestMountAsksAWS also has nothing to give back: it says what lives on.
+func TestMountAsksAWS(t *testing.T) {
+	spc := strings.Replace(trySPC, "roleName: app", "mountPath: /secrets", 1)
+	spc = spc[:strings.Index(spc, "      - {")] + "      - {objectName: aws, source: aws-sts, roleArn: 'arn:aws:iam::123456789012:role/app', format: aws-credential-process}\n"
+	var form url.Values
+	sts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = r.ParseForm()
+		form = r.PostForm
+		_, _ = w.Write([]byte("<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>ASIA</AccessKeyId><SecretAccessKey>s</SecretAccessKey>" +
+			"<SessionToken>t</SessionToken><Expiration>" + time.Now().Add(time.Hour).UTC().Format(time.RFC3339) + "</Expiration></Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"))
+	}))
+	t.Cleanup(sts.Close)
+	claims := map[string]any{"sub": "system:serviceaccount:shop:web", "aud": []string{"sts.amazonaws.com"}, "exp": time.Now().Add(time.Hour).Unix()}
+	shm := tmpfs(t)
+	_, args := try(t, spc, jwt(claims))
+	args = append(args, "--tmpfs", shm, "--aws-sts-endpoint", sts.URL, "--aws-region=eu-central-1", "--vault-addr=http://127.0.0.1:1")
+	var stdout, stderr bytes.Buffer
+	require.Zero(t, command(t.Context(), append(args, "--show"), &stdout, &stderr), stderr.String())
+	require.Equal(t, jwt(claims), form.Get("WebIdentityToken"))
+	require.Contains(t, stdout.String(), "credential_process = /bin/cat /secrets/aws/credentials.json\n")
+	require.Regexp(t, `This can't be ended early:\n  what arn:aws:iam::123456789012:role/app gave, which has no lease lives until `, stdout.String())
+	require.Empty(t, trials(t, shm))
+
+	claims["aud"] = "vault"
+	_, again := try(t, spc, jwt(claims))
+	stderr.Reset()
+	require.Equal(t, exitFailed, command(t.Context(), append(again, args[5:]...), &stdout, &stderr))
+	require.Contains(t, stderr.String(), "make one with: kubectl create token web --namespace shop --audience sts.amazonaws.com\n")
 }

@@ -72,6 +72,7 @@ func printStatus(w io.Writer, volumes []lease.VolumeStatus, now time.Time) error
 		head = append(head, "TENANT")
 	}
 	fmt.Fprintln(table, "\n"+strings.Join(head, "\t"))
+	unrevocable := false
 	for _, v := range volumes {
 		if len(v.Leases) == 0 {
 			row(table, v.Namespace, v.Pod, "-", v.State, "-", "-", "-")
@@ -81,7 +82,11 @@ func printStatus(w io.Writer, volumes []lease.VolumeStatus, now time.Time) error
 			if state == lease.Live || state == lease.Expired { // else the volume's says more
 				state = l.State
 			}
-			cells := []string{v.Namespace, v.Pod, strings.Join(l.Objects, ","), state, until(l.Expires, now), until(l.Next, now), string(l.Reason)}
+			expires := until(l.Expires, now)
+			if l.Unrevocable {
+				unrevocable, expires = true, expires+"*"
+			}
+			cells := []string{v.Namespace, v.Pod, strings.Join(l.Objects, ","), state, expires, until(l.Next, now), string(l.Reason)}
 			if tenants {
 				cells = append(cells, cmp.Or(l.Tenant, "-"))
 			}
@@ -90,6 +95,9 @@ func printStatus(w io.Writer, volumes []lease.VolumeStatus, now time.Time) error
 	}
 	if err := table.Flush(); err != nil {
 		return err
+	}
+	if unrevocable {
+		fmt.Fprintln(w, "\n* Nobody can end it early: it works until then, also when its pod is gone.")
 	}
 	printProblems(w, volumes)
 	return nil

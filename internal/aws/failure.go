@@ -105,10 +105,8 @@ func (q question) refused(told smithy.APIError, status int) *lease.Failure {
 		return q.fail(lease.Retry, provider.Unavailable, "", "the answer is a redirect, which is not followed", "check the address")
 	case status == http.StatusTooManyRequests:
 		return q.fail(lease.Retry, provider.Exhausted, "", text, "")
-	case status == http.StatusUnauthorized || status == http.StatusForbidden:
-		return q.fail(lease.Refused, provider.Denied, "roleArn", text, "check the role, its trust policy and who asks")
 	case status >= 400 && status < 500 && q.op != opAgent:
-		return q.fail(lease.Wrong, provider.Invalid, "", text, "correct the object")
+		return q.fail(lease.Refused, provider.Denied, "roleArn", text, "check the role, its trust policy and who asks")
 	}
 	return q.fail(lease.Retry, provider.Unavailable, "", text, "")
 }

@@ -91,10 +91,13 @@ func (c *cloud) grant(w http.ResponseWriter, r *http.Request) {
 		})
 		return
 	}
-	type credentials struct{ AccessKeyId, SecretAccessKey, SessionToken, Expiration string } //nolint:revive // STS's names
+	type credentials struct {
+		ID                                        string `xml:"AccessKeyId"`
+		SecretAccessKey, SessionToken, Expiration string
+	}
 	type result struct {
-		Credentials      credentials
-		PackedPolicySize int
+		Credentials             credentials
+		SessionTokenUtilization int
 	}
 	action := r.PostForm.Get("Action")
 	w.Header().Set("Content-Type", "text/xml")

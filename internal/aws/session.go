@@ -97,7 +97,7 @@ func (s *Source) exchange(ctx context.Context, q question) (keys aws.Credentials
 		if err != nil {
 			return err
 		}
-		s.notePacked(ctx, q, out.PackedPolicySize)
+		s.noteFull(ctx, q, out.SessionTokenUtilization)
 		keys, err = keysOf(out.Credentials)
 		return err
 	})
@@ -118,19 +118,19 @@ func (s *Source) assume(ctx context.Context, q question, by aws.Credentials) (ke
 		if err != nil {
 			return err
 		}
-		s.notePacked(ctx, q, out.PackedPolicySize)
+		s.noteFull(ctx, q, out.SessionTokenUtilization)
 		keys, err = keysOf(out.Credentials)
 		return err
 	})
 	return keys, f
 }
 
-// notePacked warns before a session policy becomes too large, as the names in it
-// differ from pod to pod.
-func (s *Source) notePacked(ctx context.Context, q question, percent *int32) {
+// noteFull warns before policy and tags no longer fit into a session's token, as
+// the names in them differ from pod to pod.
+func (s *Source) noteFull(ctx context.Context, q question, percent *int32) {
 	const most = 90
 	if percent != nil && *percent >= most {
-		s.log.LogAttrs(ctx, slog.LevelWarn, "a session policy with its tags nearly fills what AWS takes",
+		s.log.LogAttrs(ctx, slog.LevelWarn, "session policy and tags nearly fill what AWS takes",
 			slog.String("role", q.RoleARN), slog.String("namespace", q.by.Pod.Namespace), slog.String("pod", q.by.Pod.Name), slog.Int("percent", int(*percent)))
 	}
 }

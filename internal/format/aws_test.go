@@ -78,15 +78,16 @@ func checkAWSBack(t *testing.T, id, secret, token string) {
 	require.Equal(t, "/bin/cat /run/secrets/aws/credentials.json", read.CredentialProcess)
 	require.Empty(t, read.Credentials.AccessKeyID)
 	var answer struct {
-		Version                                    int
-		AccessKeyId, SecretAccessKey, SessionToken string //nolint:revive // AWS's names
-		Expiration                                 time.Time
+		Version                       int
+		ID                            string `json:"AccessKeyId"`
+		SecretAccessKey, SessionToken string
+		Expiration                    time.Time
 	}
 	text, err := os.ReadFile(filepath.Join(dir, "aws/credentials.json"))
 	require.NoError(t, err)
 	require.NoError(t, json.Unmarshal(text, &answer))
 	require.True(t, s.Expires.Equal(answer.Expiration))
-	require.Equal(t, []any{1, id, secret, token}, []any{answer.Version, answer.AccessKeyId, answer.SecretAccessKey, answer.SessionToken})
+	require.Equal(t, []any{1, id, secret, token}, []any{answer.Version, answer.ID, answer.SecretAccessKey, answer.SessionToken})
 }
 
 // The SDK runs the process and finds keys and end.

@@ -11,8 +11,9 @@ import (
 )
 
 // backgroundWait is how long a rotation waits for all of its reads together;
-// those that have answered by then are swapped in without the others.
-const backgroundWait = 10 * time.Second
+// those that have answered by then are swapped in without the others. It is longer
+// than a source commonly holds a new AWS key back.
+const backgroundWait = 15 * time.Second
 
 // maintain does what is due: renewals, replacements, looks, ends. ctx ends when
 // a Mount or the volume's end wants the worker.

@@ -16,12 +16,16 @@ const approle = "approle"
 const secretRef = "nodePublishSecretRef"
 
 // Login implements lease.Source for the methods kubernetes and jwt, which are
-// the same request, and approle. It makes one call: what the answer does not
-// tell (period, explicit max TTL) is left unknown, MaxTTL 0, and shows as
-// truncated renewals. A login given up by ctx may leave a token without leases
-// until its TTL, and has used up a use of a limited secret_id.
+// the same request, approle, and aws, which asks STS first where the identity is
+// the pod's. It makes one call to Vault: what the answer does not tell (period,
+// explicit max TTL) is left unknown, MaxTTL 0, and shows as truncated renewals. A
+// login given up by ctx may leave a token without leases until its TTL, and has
+// used up a use of a limited secret_id.
 func (s *Source) Login(ctx context.Context, by lease.Caller, login provider.Login, id provider.Identity) (lease.Session, error) {
-	body, secrets, err := proof(by.Pod, login, id)
+	body, secrets, err := s.proof(ctx, by, login, id)
+	if f, ok := errors.AsType[*lease.Failure](err); ok {
+		return lease.Session{}, f
+	}
 	if err != nil {
 		f := &lease.Failure{Verdict: lease.Wrong, Problem: provider.Error{Class: provider.Precondition, Cause: "the pod has no usable identity", Err: err}}
 		var known *provider.Error
@@ -46,11 +50,19 @@ func (s *Source) Login(ctx context.Context, by lease.Caller, login provider.Logi
 }
 
 // proof is what a login sends, and what of it must not be seen.
-func proof(pod provider.Pod, login provider.Login, id provider.Identity) (body map[string]any, secrets []provider.Secret, err error) {
-	if login.Method != approle {
-		jwt, err := id.TokenFor(login.Audience, pod)
-		return map[string]any{"role": login.Role, "jwt": jwt.Value.Reveal()}, []provider.Secret{jwt.Value}, err
+func (s *Source) proof(ctx context.Context, by lease.Caller, login provider.Login, id provider.Identity) (body map[string]any, secrets []provider.Secret, err error) {
+	switch login.Method {
+	case approle:
+		return appRole(id)
+	case awsLogin:
+		return s.awsProof(ctx, by, login, id)
 	}
+	jwt, err := id.TokenFor(login.Audience, by.Pod)
+	return map[string]any{"role": login.Role, "jwt": jwt.Value.Reveal()}, []provider.Secret{jwt.Value}, err
+}
+
+// appRole is proof out of the nodePublishSecretRef Secret.
+func appRole(id provider.Identity) (body map[string]any, secrets []provider.Secret, err error) {
 	roleID, secretID, err := id.AppRole()
 	body = map[string]any{"role_id": roleID.Reveal()}
 	if secretID != "" {

@@ -7,14 +7,17 @@ import (
 	"github.com/tenure-csi/tenure/provider"
 )
 
-// refusals are Vault's reasons to refuse a login, by what their text holds, in
-// the order they are looked for.
-var refusals = []struct {
+// refusal is one of Vault's reasons to refuse a login, by what its text holds.
+type refusal struct {
 	text   string
 	class  provider.Class
 	field  string
 	remedy string
-}{
+}
+
+// refusals are those of the methods kubernetes, jwt and approle, in the order
+// they are looked for.
+var refusals = []refusal{
 	{"audience", provider.Precondition, "audience", "set audience to one in bound_audiences of Vault role {role}, and list it under tokenRequests of CSIDriver secrets-store.csi.k8s.io"},
 	{"token is expired", provider.Precondition, "", "wait for kubelet to send a new token; with requiresRepublish off in CSIDriver secrets-store.csi.k8s.io it never does"},
 	{"expiration time", provider.Precondition, "", "wait for kubelet to send a new token; with requiresRepublish off in CSIDriver secrets-store.csi.k8s.io it never does"},
@@ -44,7 +47,14 @@ func refusedLogin(c call, a answer) *lease.Failure {
 	}
 	words := strings.NewReplacer("{mount}", bounded(c.to.mount), "{role}", bounded(c.to.role),
 		"{namespace}", c.by.Pod.Namespace, "{account}", c.by.Pod.ServiceAccount)
-	for _, r := range refusals {
+	known := refusals
+	if c.login.Method == awsLogin {
+		if a.upstream() {
+			return c.fail(lease.Retry, provider.Unavailable, "", told(c, a), "")
+		}
+		known = awsRefusals
+	}
+	for _, r := range known {
 		if a.says(r.text) {
 			return c.fail(verdict, r.class, r.field, told(c, a), words.Replace(r.remedy))
 		}
