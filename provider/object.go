@@ -129,7 +129,7 @@ func (e *entry) object(login Login) Object {
 		o.Refresh = defaultRefresh
 	}
 	e.checkFormat(o)
-	if e.tenant != "" && !e.tenanted && o.Read.AWS.Identity != NodeIdentity && !strings.Contains(e.request.Attributes["roleName"], "{tenant}") {
+	if e.tenant != "" && !e.tenanted && !o.Read.ByNode() && !strings.Contains(e.request.Attributes["roleName"], "{tenant}") {
 		e.warn("object %s: nothing of what is read depends on {tenant}: every tenant gets the same", quote(e.name))
 	}
 	return o

@@ -79,6 +79,13 @@ func (r Read) Subject() string {
 	return cmp.Or(r.Path, r.AWS.Endpoint, r.AWS.RoleARN, r.Source)
 }
 
+// ByNode reports whether the read proves the daemon's own identity and not the
+// pod's, at AWS or in a login to Vault by way of AWS: then only the cluster's
+// rules decide what it may be used for.
+func (r Read) ByNode() bool {
+	return r.AWS.Identity == NodeIdentity || r.Login.AWSIdentity == NodeIdentity
+}
+
 // Whose identity at AWS is used.
 const (
 	PodIdentity  = "pod"  // the pod's: its service account token, exchanged at STS

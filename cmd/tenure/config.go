@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/tenure-csi/tenure/provider"
 )
 
 // config is what the environment and the flags say, before anything is opened.
@@ -46,6 +48,7 @@ type vaultFlags struct {
 	tlsDir                string // SPC paths resolve below it
 	awsServerID           string // in logins with Vault's aws method; empty: the host of the first address
 	awsKeyDelay           time.Duration
+	nodeLogin             func(provider.Pod, provider.Login) error // who may log in as the node does at AWS; nil: nobody
 }
 
 // variables are the only ones that are read, as the HashiCorp provider reads them.

@@ -89,6 +89,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer cloud.Close()
+	bindings := d.bindings()
 	source, files, key, err := d.open(cloud)
 	if err != nil {
 		return err
@@ -119,7 +120,9 @@ func run(ctx context.Context, c *config, log *slog.Logger) (err error) {
 		Sources: map[string]lease.Source{"vault": source, "aws-sts": cloud, "rds-iam": cloud}, Files: files, Store: journal,
 		VersionKey: key, MaxBytes: cmp.Or(c.volumeBudget, defaultBudget()), Log: log, Registerer: d.metrics,
 	}
-	bindings := d.bindings(&leases)
+	if bindings != nil {
+		leases.Tenants = bindings
+	}
 	manager, err := lease.Open(leases)
 	if err != nil {
 		return err
@@ -192,7 +195,8 @@ func (v vaultFlags) source(signer vault.CallerIdentity, log *slog.Logger, metric
 		Addr: first, Alternates: others, AllowedAddrs: v.allowedAddrs, Mount: v.mount, Namespace: v.namespace,
 		CACert: v.caCert, CAPath: v.caDir, ClientCert: v.clientCert, ClientKey: v.clientKey, ServerName: v.serverName,
 		AllowSkipVerify: v.allowSkipVerify, TLSDir: v.tlsDir, AWS: signer, AWSServerID: v.awsServerID, KeyDelay: v.awsKeyDelay,
-		Logger: log, Registerer: metrics,
+		NodeLogin: v.nodeLogin,
+		Logger:    log, Registerer: metrics,
 	})
 }
 
@@ -235,7 +239,7 @@ func nodeVersionKey(stateDir string) ([]byte, error) {
 // bindings opens the file of rules, where there is one. A daemon that can't read
 // it serves all the same: whoever has no tenants must not suffer, and no tenant
 // loses what it has.
-func (d *daemon) bindings(c *lease.Config) *tenant.File {
+func (d *daemon) bindings() *tenant.File {
 	if d.tenantBindings == "" {
 		return nil
 	}
@@ -243,7 +247,7 @@ func (d *daemon) bindings(c *lease.Config) *tenant.File {
 	if err != nil {
 		d.log.Error("no tenant is given anything new until the file is mended", "error", err)
 	}
-	c.Tenants = file
+	d.vault.nodeLogin = file.AllowLogin
 	return file
 }
 

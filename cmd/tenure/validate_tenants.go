@@ -47,7 +47,7 @@ func (r *report) checkTenants(c *class, request provider.Request) {
 	}
 	asked := map[string]bool{}
 	for _, o := range spec.Objects {
-		node := o.Read.AWS.Identity == provider.NodeIdentity
+		node := o.Read.ByNode()
 		if o.Tenant == "" && !node || asked[o.Tenant] {
 			continue
 		}

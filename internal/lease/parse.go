@@ -60,16 +60,20 @@ func (w *worker) bind(s *provider.Spec, held bool) (*parsedSpec, error) {
 	for i := range s.Objects {
 		o := &s.Objects[i]
 		if w.m.Tenants == nil {
-			if o.Read.AWS.Identity == provider.NodeIdentity {
+			if o.Read.ByNode() {
+				field := "identity"
+				if o.Read.AWS.Identity != provider.NodeIdentity {
+					field = "awsIdentity"
+				}
 				return nil, &provider.Error{
-					Class: provider.Denied, Object: o.Name, Field: "identity", Tenant: o.Tenant, Cause: "the daemon has no tenant bindings, and without a rule its identity is used for nobody",
+					Class: provider.Denied, Object: o.Name, Field: field, Tenant: o.Tenant, Cause: "the daemon has no tenant bindings, and without a rule its identity is used for nobody",
 					Remedy: "have the operator set --tenant-bindings",
 				}
 			}
 			continue
 		}
 		bound, after, err := w.m.Tenants.Bind(w.rec.Pod, o.Read)
-		if held && classOf(err) == provider.Unavailable && o.Read.AWS.Identity != provider.NodeIdentity {
+		if held && classOf(err) == provider.Unavailable && !o.Read.ByNode() {
 			continue
 		}
 		if err != nil && classOf(err) != provider.Denied {
@@ -86,7 +90,7 @@ func (w *worker) bind(s *provider.Spec, held bool) (*parsedSpec, error) {
 	for i, o := range s.Objects {
 		_, no := p.refused[o.Tenant]
 		if o.Tenant == "" { // without tenants only what the daemon's identity reads is anybody's to refuse
-			no = no && o.Read.AWS.Identity == provider.NodeIdentity
+			no = no && o.Read.ByNode()
 		}
 		if !no {
 			allowed.Objects = append(allowed.Objects, o)

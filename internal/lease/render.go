@@ -19,7 +19,7 @@ func (w *worker) render(r *reading) error {
 	i, want := r.issued, r.want
 	l := &lease{
 		Grant: r.grant.ID, Source: want.read.Source, Login: want.read.Login, Print: want.print, Tenant: want.read.Tenant,
-		Node: want.read.AWS.Identity == provider.NodeIdentity, Made: r.sent,
+		Node: want.read.ByNode(), Made: r.sent,
 		Reason: want.reason, LeaseID: i.LeaseID, Kind: i.Kind, Length: i.TTL, Headroom: i.Headroom, Issued: r.sent, Renewable: i.Renewable, Jitter: jitter(),
 	}
 	if i.TTL > 0 {

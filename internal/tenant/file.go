@@ -78,10 +78,18 @@ func (f *File) Bind(pod provider.Pod, r provider.Read) (provider.Read, time.Time
 	if rules := f.rules.Load(); rules != nil {
 		return rules.Bind(pod, r)
 	}
-	if r.Tenant == "" && r.AWS.Identity != provider.NodeIdentity {
+	if r.Tenant == "" && !r.ByNode() {
 		return r, time.Time{}, nil
 	}
 	return r, time.Time{}, errUnknown
+}
+
+// AllowLogin is Rules.AllowLogin by the version in force.
+func (f *File) AllowLogin(pod provider.Pod, login provider.Login) error {
+	if rules := f.rules.Load(); rules != nil {
+		return rules.AllowLogin(pod, login)
+	}
+	return errUnknown
 }
 
 // Watch reads the file every two seconds until ctx ends, and calls changed after

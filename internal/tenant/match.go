@@ -31,24 +31,28 @@ func (r *rule) names() []string {
 }
 
 // Bind completes a read that uses the daemon's own identity by the first rule
-// that matches pod and tenant: role, session policy, tags, region, or Vault's
-// address and role are the rule's alone. Every other read of a tenant is only
+// that matches pod and tenant: role, session policy, tags and region, or Vault's
+// role, mount and namespace are the rule's alone. Every other read of a tenant is only
 // allowed by it, and one without tenant is answered as it is. What is issued
 // before rotateAfter has to be replaced; zero: nothing. The error is a
 // *provider.Error of class Denied that names the rule that lacks something.
 func (rs *Rules) Bind(pod provider.Pod, read provider.Read) (bound provider.Read, rotateAfter time.Time, err error) {
-	if read.Tenant == "" && read.AWS.Identity != provider.NodeIdentity {
+	if read.Tenant == "" && !read.ByNode() {
 		return read, time.Time{}, nil
 	}
 	r := rs.find(pod, read.Tenant)
 	if r == nil {
 		return read, time.Time{}, rs.refusal(pod, read.Tenant)
 	}
+	if lacks := r.lacks(read); lacks != nil {
+		return read, time.Time{}, lacks
+	}
+	replace := replacer(pod, read.Tenant)
 	if read.AWS.Identity == provider.NodeIdentity {
-		if r.AWS == nil {
-			return read, time.Time{}, r.lacksAWS(read.Tenant)
-		}
-		read.AWS = r.AWS.fill(pod, read)
+		read.AWS = r.AWS.fill(read.AWS, replace)
+	}
+	if read.Login.AWSIdentity == provider.NodeIdentity {
+		read.Login.Role, read.Login.Mount, read.Login.Namespace = replace(r.Vault.Role), r.Vault.Mount, r.Vault.Namespace
 	}
 	return read, r.rotate, nil
 }
@@ -72,10 +76,9 @@ func (rs *Rules) Lacks(namespace string, read provider.Read) *provider.Error {
 		if !matches(r.Namespaces, namespace) || !r.means(read.Tenant) {
 			continue
 		}
-		if read.AWS.Identity != provider.NodeIdentity || r.AWS != nil {
+		if lacks = r.lacks(read); lacks == nil {
 			return nil
 		}
-		lacks = r.lacksAWS(read.Tenant)
 	}
 	if lacks != nil {
 		return lacks
@@ -83,9 +86,47 @@ func (rs *Rules) Lacks(namespace string, read provider.Read) *provider.Error {
 	return rs.refusal(provider.Pod{Namespace: namespace}, read.Tenant)
 }
 
-func (r *rule) lacksAWS(tenant string) *provider.Error {
-	return denied(tenant, "identity", fmt.Sprintf("rule %q of the tenant bindings lacks aws, and identity: node uses what stands there alone", r.Name),
-		"have the cluster's operator add aws.roleArn to that rule")
+// lacks says what a rule that matches has not for a read by the daemon's identity.
+func (r *rule) lacks(read provider.Read) *provider.Error {
+	lacks := func(field, part, remedy string) *provider.Error {
+		return denied(read.Tenant, field, fmt.Sprintf("rule %q of the tenant bindings lacks %s, and %s: node uses what stands there alone", r.Name, part, field),
+			"have the cluster's operator add "+remedy+" to that rule")
+	}
+	switch {
+	case read.AWS.Identity == provider.NodeIdentity && r.AWS == nil:
+		return lacks("identity", "aws", "aws.roleArn")
+	case read.Login.AWSIdentity == provider.NodeIdentity && r.Vault == nil:
+		return lacks("awsIdentity", "vault", "vault.role")
+	}
+	return nil
+}
+
+// AllowLogin reports why a pod may not log in to Vault as the daemon does at AWS: no
+// rule for it gives this role at this mount. It is asked at each login, whatever
+// was bound before.
+func (rs *Rules) AllowLogin(pod provider.Pod, login provider.Login) error {
+	for i := range rs.rules {
+		r := &rs.rules[i]
+		if r.Vault == nil || !r.isFor(pod) || r.Vault.Mount != login.Mount || r.Vault.Namespace != login.Namespace {
+			continue
+		}
+		tenants := r.Tenants
+		if len(tenants) == 0 {
+			tenants = []string{""}
+		}
+		for _, name := range tenants {
+			if provider.Glob(replacer(pod, name)(r.Vault.Role), login.Role) {
+				return nil
+			}
+		}
+	}
+	return denied("", "awsIdentity", fmt.Sprintf("no rule of the tenant bindings lets service account %s/%s log in as %q with the node's identity", pod.Namespace, pod.ServiceAccount, login.Role),
+		"have the cluster's operator add vault.role to a rule, or use awsIdentity: pod")
+}
+
+// replacer fills in a rule's placeholders.
+func replacer(pod provider.Pod, tenant string) func(string) string {
+	return strings.NewReplacer("{namespace}", pod.Namespace, "{serviceAccount}", pod.ServiceAccount, "{tenant}", tenant).Replace
 }
 
 // Listed reports whether a rule for any service account of a namespace lists a
@@ -148,9 +189,7 @@ func denied(tenant, field, cause, remedy string) *provider.Error {
 }
 
 // fill makes the rule's templates into what one read asks AWS for.
-func (a *aws) fill(pod provider.Pod, read provider.Read) provider.AWS {
-	replace := strings.NewReplacer("{namespace}", pod.Namespace, "{serviceAccount}", pod.ServiceAccount, "{tenant}", read.Tenant).Replace
-	out := read.AWS
+func (a *aws) fill(out provider.AWS, replace func(string) string) provider.AWS {
 	out.RoleARN, out.Region, out.SessionPolicy, out.SessionTags = replace(a.RoleARN), cmp.Or(a.Region, out.Region), "", nil
 	if a.policy != nil {
 		out.SessionPolicy, _ = compact(each(a.policy, replace)) // Parse has tried it

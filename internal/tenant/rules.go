@@ -39,6 +39,7 @@ type rule struct {
 	Tenants         []string `yaml:"tenants"` // empty: the rule is for volumes without tenants
 	RotateAfter     string   `yaml:"rotateAfter"`
 	AWS             *aws     `yaml:"aws"`
+	Vault           *vault   `yaml:"vault"`
 
 	line   int
 	rotate time.Time // RotateAfter; zero: never
@@ -52,6 +53,13 @@ type aws struct {
 	Region        string            `yaml:"region"`
 
 	policy any // SessionPolicy decoded; nil: none
+}
+
+// vault is as what the daemon's own AWS identity logs in to the daemon's Vault.
+type vault struct {
+	Role      string `yaml:"role"`
+	Mount     string `yaml:"mount"`     // empty: that of the login method
+	Namespace string `yaml:"namespace"` // empty: the daemon's
 }
 
 // Problem is one mistake in a file of rules.
@@ -186,6 +194,12 @@ func (r *rule) check(problem func(cause, remedy string)) {
 	}
 	if r.AWS != nil {
 		r.checkAWS(problem)
+	}
+	if r.Vault != nil {
+		if r.Vault.Role == "" || strings.Contains(r.Vault.Role, "*") {
+			problem("vault.role: is missing or a pattern", "name the Vault role to log in with, like reader-{tenant}")
+		}
+		r.placeholders("vault.role", r.Vault.Role, problem)
 	}
 }
 

@@ -67,6 +67,9 @@ func TestParseRefuses(t *testing.T) {
 		{"tenant in a rule without tenants", strings.Replace(with(awsRule), "  tenants: [t-a, team-*]\n", "", 1)},
 		{"region", with(awsRule + "    region: us-east-1.evil.com\n")},
 		{"tags", with(awsRule + "    sessionTags: {'a{tenant}': b, c: \"d\\n\"}\n")},
+		{"vault without role", with("  vault: {mount: aws}\n")},
+		{"vault with a pattern", with("  vault: {role: '*'}\n")},
+		{"vault at an address", with("  vault: {role: r, address: 'https://vault'}\n")},
 		{"policy a list", with(awsRule + "    sessionPolicy: [a]\n")},
 		{"policy no JSON", with(awsRule + "    sessionPolicy: '{'\n")},
 		{"policy with a number of YAML's", with(awsRule + "    sessionPolicy: {a: [.nan]}\n")},
@@ -154,6 +157,44 @@ func TestBindRefuses(t *testing.T) {
 		rows = append(rows, row.name+": "+err.Error())
 	}
 	golden(t, "bind.golden", strings.Join(rows, "\n")+"\n")
+}
+
+// TestNodeLogin: the daemon logs in at Vault as the rule says, whatever the SPC.
+func TestNodeLogin(t *testing.T) {
+	rules := parsed(t, with("  vault: {role: 'reader-{tenant}', mount: aws-pools}\n")+"- {name: silo, namespaces: [shop], serviceAccounts: [silo], vault: {role: silo}}\n")
+	read := provider.Read{Source: "vault", Tenant: "team-1", Path: "kv/team-1", Login: provider.Login{
+		Method: "aws", AWSIdentity: provider.NodeIdentity, Role: "admin", Mount: "aws-admin", Namespace: "root",
+	}}
+	bound, _, err := rules.Bind(orders, read)
+	require.NoError(t, err)
+	want := provider.Login{Method: "aws", AWSIdentity: provider.NodeIdentity, Role: "reader-team-1", Mount: "aws-pools"}
+	require.Equal(t, want, bound.Login)
+
+	silo := provider.Pod{Namespace: "shop", ServiceAccount: "silo"}
+	bound, _, err = rules.Bind(silo, provider.Read{Login: provider.Login{AWSIdentity: provider.NodeIdentity}})
+	require.NoError(t, err)
+	require.Equal(t, "silo", bound.Login.Role)
+
+	for _, row := range []struct {
+		name  string
+		pod   provider.Pod
+		login provider.Login
+		ok    bool
+	}{
+		{"what was bound", orders, want, true},
+		{"a listed tenant", orders, provider.Login{Role: "reader-t-a", Mount: "aws-pools"}, true},
+		{"without tenant", silo, provider.Login{Role: "silo"}, true},
+		{"another tenant", orders, provider.Login{Role: "reader-t-b", Mount: "aws-pools"}, false},
+		{"another role", orders, provider.Login{Role: "admin", Mount: "aws-pools"}, false},
+		{"another mount", orders, provider.Login{Role: "reader-t-a"}, false},
+		{"another namespace of Vault", orders, provider.Login{Role: "reader-t-a", Mount: "aws-pools", Namespace: "x"}, false},
+		{"another service account", provider.Pod{Namespace: "shop", ServiceAccount: "x"}, want, false},
+	} {
+		err := rules.AllowLogin(row.pod, row.login)
+		require.Equal(t, row.ok, err == nil, "%s: %v", row.name, err)
+	}
+	require.EqualError(t, rules.AllowLogin(orders, provider.Login{Role: "admin"}),
+		`field "awsIdentity": no rule of the tenant bindings lets service account shop/orders log in as "admin" with the node's identity; have the cluster's operator add vault.role to a rule, or use awsIdentity: pod`)
 }
 
 func TestLacks(t *testing.T) {
