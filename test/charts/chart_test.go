@@ -278,6 +278,7 @@ rules:
 `
 	m := render(t, "tenantBindings:"+strings.ReplaceAll(bindings, "\n", "\n  "))
 	require.Contains(t, m.container(t).Args, "--tenant-bindings=/etc/tenure/tenants/bindings.yaml")
+	requireKnown(t, m.container(t).Args)
 	mount, source := m.mountOf(t, "/etc/tenure/tenants")
 	require.Empty(t, mount.SubPath, "a subPath never changes")
 	require.Equal(t, m.configMap.Name, source.ConfigMap.Name)
