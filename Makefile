@@ -5,7 +5,7 @@ SHELL       := /bin/bash
 MAKEFLAGS   += --no-print-directory
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
-IMAGE   ?= tenure:$(VERSION)
+IMAGE   ?= localhost/tenure:$(VERSION)
 FUZZTIME ?= 20s
 PRODUCT := ./provider/... ./internal/... ./cmd/...
 # The vulnerability scanner is not in the tools module: it is no part of a build.
@@ -21,15 +21,15 @@ demo: setup-postgres build vaultd ## show a database credential's life: Vault, P
 	@cd test && ../bin/demo
 
 .PHONY: test
-test: setup-test build vaultd bin/totals ## run every test but the race detector's, installing what they need; ends with the totals
-	@bin/totals 'go test -json -timeout=15m ./...' 'go -C test test -json -p=1 -count=1 -timeout=20m ./...'
+test: setup-test build vaultd miniod bin/helm bin/totals ## run every test but the race detector's, installing what they need; ends with the totals
+	@bin/totals 'go test -json -timeout=15m ./...' 'go -C test test -json -p=1 -count=1 -timeout=20m ./...' 'go -C test/image test -json -count=1 ./...'
 
 .PHONY: unit
 unit: bin/totals ## run the product's tests: no other program is needed
 	@bin/totals 'go test -json -timeout=15m ./...'
 
 .PHONY: integration
-integration: setup-test build vaultd bin/totals ## run the tests against a real Vault, PostgreSQL and MariaDB
+integration: setup-test build vaultd miniod bin/helm bin/totals ## run the tests against a real Vault, PostgreSQL, MariaDB and MinIO
 	@bin/totals 'go -C test test -json -p=1 -count=1 -timeout=20m ./...'
 
 .PHONY: conformance
@@ -39,6 +39,10 @@ conformance: setup-postgres build vaultd ## run the HashiCorp provider's cases t
 .PHONY: faults
 faults: setup-postgres build vaultd ## run the table of faults and kills against real parts: a line a case, and the count
 	@cd test/faults && go test -count=1 -timeout=20m
+
+.PHONY: test-aws
+test-aws: setup-test build vaultd miniod bin/totals ## run the tests of AWS: Vault's engine and login, a real STS and object store (MinIO's), awscli
+	@bin/totals 'go -C test test -json -count=1 -timeout=10m ./aws'
 
 .PHONY: race
 race: setup-race bin/totals ## run the product's tests under the race detector
@@ -56,14 +60,17 @@ fuzz: ## run each fuzz target for FUZZTIME (default 20s)
 	done
 
 .PHONY: lint
-lint: setup-lint bin/golangci-lint ## check the code: go vet, golangci-lint, shellcheck, and that go.mod files are tidy
+lint: setup-lint bin/golangci-lint chart ## check the code and the chart: go vet, golangci-lint, shellcheck, helm lint, and that go.mod files are tidy
 	go vet ./...
 	go -C test vet ./...
+	go -C test/image vet ./...
 	bin/golangci-lint run --allow-parallel-runners ./...
 	cd test && ../bin/golangci-lint run --allow-parallel-runners --config ../.golangci.yml ./...
+	cd test/image && ../../bin/golangci-lint run --allow-parallel-runners --config ../../.golangci.yml ./...
 	shellcheck .ci/run test/scripts/*.sh
 	go mod tidy -diff
 	go -C test mod tidy -diff
+	go -C test/image mod tidy -diff
 
 .PHONY: build
 build: ## build bin/tenure: static, without cgo, with the version from git
@@ -76,17 +83,35 @@ vaultd: ## build bin/vaultd, the Vault that the tests use (minutes when cold), u
 	if [ ! -x bin/vaultd ]; then echo "vaultd: building Vault for the tests; the first time takes 2 to 5 minutes on 2 cores"; fi; \
 	CGO_ENABLED=0 test/scripts/with-heartbeat.sh vaultd go -C test/vaultd build -trimpath -ldflags '-s -w' -o ../../bin/vaultd .
 
+.PHONY: miniod
+miniod: ## build bin/miniod, the MinIO that the tests use (minutes when cold), unless TENURE_TEST_MINIOD names one
+	@if [ -n "$${TENURE_TEST_MINIOD:-}" ]; then echo "miniod: using $$TENURE_TEST_MINIOD"; exit; fi; \
+	if [ ! -x bin/miniod ]; then echo "miniod: building MinIO for the tests; the first time takes 2 to 5 minutes on 2 cores"; fi; \
+	CGO_ENABLED=0 test/scripts/with-heartbeat.sh miniod go -C test/miniod build -trimpath -ldflags '-s -w' -o ../../bin/miniod .
+
 .PHONY: image
-image: ## build the container image IMAGE (needs a container engine)
-	docker build --build-arg VERSION=$(VERSION) --tag $(IMAGE) .
+image: ## build bin/tenure-image.tar, an OCI archive of the image IMAGE for amd64 and arm64; needs no container engine
+	@mkdir -p bin
+	@go -C test/image run . -o $(CURDIR)/bin/tenure-image.tar -source $(CURDIR) -ref $(IMAGE) -version $(VERSION) \
+		-revision "$$(git rev-parse HEAD 2>/dev/null)" -created "$$(git log -1 --format=%ct 2>/dev/null || echo 0)"
+
+.PHONY: chart
+chart: bin/helm ## check the Helm chart and pack it with the driver's own into bin/tenure-*.tgz
+	@test/scripts/chart.sh bin/chart
+	@bin/helm lint --strict --quiet --values manifests/values.yaml bin/chart/tenure
+	@bin/helm package --destination bin bin/chart/tenure
+
+.PHONY: manifests
+manifests: bin/helm ## render manifests/ from the chart
+	@test/scripts/manifests.sh >manifests/tenure.yaml
 
 .PHONY: setup
 setup: ## install the Debian packages that tests and checks need, those that are missing (apt-get, needs root)
-	@test/scripts/setup.sh postgres mariadb openssl jq gcc shellcheck
+	@test/scripts/setup.sh postgres mariadb openssl jq awscli gcc shellcheck
 
 .PHONY: setup-test setup-postgres setup-race setup-lint
 setup-test:
-	@test/scripts/setup.sh postgres mariadb openssl jq
+	@test/scripts/setup.sh postgres mariadb openssl jq awscli
 setup-postgres:
 	@test/scripts/setup.sh postgres
 setup-race:
@@ -108,3 +133,10 @@ bin/totals: test/totals/main.go
 bin/golangci-lint: test/tools/go.mod
 	@echo "lint: building golangci-lint; the first time takes some minutes"
 	@CGO_ENABLED=0 test/scripts/with-heartbeat.sh lint go -C test/tools build -o ../../bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+# Helm learns at its link which Kubernetes it renders for where none is asked.
+HELM_KUBERNETES := $(foreach p,chartutil lint/rules,-X helm.sh/helm/v3/pkg/$(p).k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/$(p).k8sVersionMinor=34)
+
+bin/helm: test/helm/go.mod
+	@echo "helm: building Helm; the first time takes some minutes"
+	@CGO_ENABLED=0 test/scripts/with-heartbeat.sh helm go -C test/helm build -trimpath -ldflags '-s -w $(HELM_KUBERNETES)' -o ../../bin/helm helm.sh/helm/v3/cmd/helm

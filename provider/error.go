@@ -3,6 +3,8 @@ package provider
 import (
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Class says what kind of failure an Error is. It decides the gRPC code, in
@@ -65,6 +67,34 @@ func (e *Error) Error() string {
 
 // Unwrap returns the error beneath.
 func (e *Error) Unwrap() error { return e.Err }
+
+// MaxText is how many bytes of a foreign text an Error shows: a pod's Event holds
+// 1 KiB.
+const MaxText = 512
+
+// OneLine makes a foreign text safe to print in an Error: one line, no control or
+// invisible characters, at most MaxText bytes. It looks for no secrets. It may be
+// called from many goroutines at once.
+func OneLine(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if unicode.IsSpace(r) {
+			return ' '
+		}
+		if !unicode.IsPrint(r) || r == utf8.RuneError {
+			return -1
+		}
+		return r
+	}, text)
+	text = strings.Join(strings.Fields(text), " ")
+	if len(text) <= MaxText {
+		return text
+	}
+	cut := MaxText - len("…")
+	for !utf8.RuneStart(text[cut]) {
+		cut--
+	}
+	return text[:cut] + "…"
+}
 
 // Errors are all problems found in one request or SPC, in the order of the SPC.
 type Errors []*Error

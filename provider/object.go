@@ -2,6 +2,7 @@ package provider
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -104,19 +105,20 @@ func (e *entry) object(login Login) Object {
 		e.name = name
 	}
 	e.checkWords()
+	connection := e.connection()
 	o := Object{
 		Name:       name,
 		Key:        e.text("secretKey"),
-		Encoding:   strings.ToLower(e.oneOf("encoding", encodings, nil)),
-		Format:     e.oneOf("format", formats, plannedFormats),
+		Encoding:   strings.ToLower(e.oneOf("encoding", encodings)),
+		Format:     e.oneOf("format", formats),
 		Template:   e.text("template"),
 		Mode:       e.mode(),
 		UID:        e.id("owner"),
 		GID:        e.id("group"),
-		Connection: e.connection(),
+		Connection: connection,
 		Refresh:    e.duration("refreshInterval", minRefresh),
 		Overlap:    e.duration("overlap", minOverlap),
-		Read:       e.read(login),
+		Read:       e.read(login, connection),
 	}
 	if o.Encoding == "utf-8" {
 		o.Encoding = ""
@@ -133,8 +135,6 @@ func (e *entry) checkWords() {
 	for _, word := range slices.Sorted(maps.Keys(e.fields)) {
 		switch {
 		case slices.Contains(fields, word):
-		case slices.Contains(plannedFields, word):
-			e.fault(word, unsupported, unsupportedRemedy)
 		case e.request.Provider != ownName:
 			e.warn("object %s: field %s is unknown and ignored", quote(e.name), quote(word))
 		default:
@@ -143,11 +143,31 @@ func (e *entry) checkWords() {
 	}
 }
 
-// read takes the question to Vault out of the fields.
-func (e *entry) read(login Login) Read {
-	r := Read{Source: "vault", Login: login, Method: "GET", Args: e.args()}
-	e.oneOf("source", sources, plannedSources)
-	if m := e.oneOf("method", methods, nil); m != "" {
+// read takes the question to a backend out of the fields.
+func (e *entry) read(login Login, c Connection) Read {
+	source := cmp.Or(e.oneOf("source", sources), vaultSource)
+	if source != vaultSource {
+		e.meaningless("source "+source, vaultFields...)
+		return e.awsRead(source, c)
+	}
+	e.meaningless("source "+source, append([]string{"connection.user"}, awsFields...)...)
+	return e.vaultRead(login)
+}
+
+// meaningless refuses fields that have no use beside another. A default is meant
+// for those objects that can use it.
+func (e *entry) meaningless(beside string, names ...string) {
+	for _, name := range names {
+		if e.node(name) != nil && !e.fields[name].inherited {
+			e.fault(name, "has no effect with "+beside, "leave it out")
+		}
+	}
+}
+
+// vaultRead takes the question to Vault out of the fields.
+func (e *entry) vaultRead(login Login) Read {
+	r := Read{Source: vaultSource, Login: login, Method: "GET", Args: e.args()}
+	if m := e.oneOf("method", methods); m != "" {
 		r.Method = strings.ToUpper(m)
 	}
 	if r.Method == http.MethodGet && r.Args != nil {
@@ -172,6 +192,8 @@ func (e *entry) checkFormat(o Object) {
 		e.fault("template", "is set, but format is not template", "set format: template")
 	case len(o.Template) > maxTemplate:
 		e.fault("template", "is longer than 64 KiB", "shorten it")
+	case o.Format == "" && o.Key == "" && o.Read.Source != vaultSource:
+		e.fault("format", "is missing, and source "+o.Read.Source+" gives several values", "set format, or secretKey for one of the values")
 	case o.Encoding != "" && o.Key == "" && o.Format == "":
 		e.warn("object %s: encoding has no effect without secretKey", quote(e.name))
 	}
@@ -208,14 +230,12 @@ func (e *entry) replaced(name string) string {
 }
 
 // oneOf reads a field that has a few known words, whatever the case.
-func (e *entry) oneOf(name string, known, planned []string) string {
+func (e *entry) oneOf(name string, known []string) string {
 	word := e.text(name)
 	isWord := func(w string) bool { return strings.EqualFold(w, word) }
 	switch {
 	case word == "" || slices.ContainsFunc(known, isWord):
 		return strings.ToLower(word)
-	case slices.Contains(planned, word):
-		e.fault(name, word+" "+unsupported, "use one of "+strings.Join(known, ", "))
 	default:
 		e.fault(name, quote(word)+" is unknown", didYouMean(word, known))
 	}
@@ -326,7 +346,7 @@ func (e *entry) connection() (c Connection) {
 		}
 		e.fields["connection."+word] = field{n.Content[i+1], e.fields["connection"].inherited}
 	}
-	c.Host, c.DBName = e.text("connection.host"), e.text("connection.dbname")
+	c.Host, c.DBName, c.User = e.text("connection.host"), e.text("connection.dbname"), e.text("connection.user")
 	if port := e.text("connection.port"); port != "" {
 		var err error
 		if c.Port, err = strconv.Atoi(port); err != nil || !wholeNumber.MatchString(port) || c.Port < 1 || c.Port > 65535 {

@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"path"
@@ -48,10 +49,12 @@ func parse(r Request, check func(Object) error) *parser {
 		spec:         &Spec{},
 		check:        check,
 		lines:        map[string]int{},
+		noRole:       -1,
 		found:        map[string]bool{},
 	}
 	p.checkWords()
 	p.parseObjects(p.login(), p.mountPath())
+	p.requireRole()
 	return p
 }
 
@@ -64,6 +67,7 @@ type parser struct {
 	lines        map[string]int // of the last object of a name
 	line         int            // of the next fault, see at
 	errs         Errors
+	noRole       int             // where in errs the lack of a roleName belongs; -1: there is none
 	found        map[string]bool // texts in errs: a wrong default is reported once, not for each object
 }
 
@@ -139,6 +143,7 @@ func (p *parser) login() Login {
 
 // proof reads who logs in: a role that is named here, or one that a Secret tells.
 func (p *parser) proof(l *Login) {
+	defer p.awsProof(l)
 	if l.Method == approle {
 		for _, name := range []string{"roleName", "audience"} {
 			if _, set := p.request.Attributes[name]; set {
@@ -149,10 +154,18 @@ func (p *parser) proof(l *Login) {
 	}
 	role := p.parameter("roleName")
 	if p.request.Attributes["roleName"] == "" {
-		p.fail("", "roleName", "is missing", "set the Vault role to log in with")
+		p.noRole = len(p.errs)
 	}
 	l.Role = p.replace(role, func(cause, remedy string) { p.fail("", "roleName", cause, remedy) })
 	l.Audience = p.parameter("audience")
+}
+
+// requireRole reports a missing roleName, unless no object asks Vault.
+func (p *parser) requireRole() {
+	asksVault := func(o Object) bool { return o.Read.Source == vaultSource }
+	if p.noRole >= 0 && (len(p.spec.Objects) == 0 || slices.ContainsFunc(p.spec.Objects, asksVault)) {
+		p.errs = slices.Insert(p.errs, p.noRole, &Error{Class: Invalid, Field: "roleName", Cause: "is missing", Remedy: "set the Vault role to log in with"})
+	}
 }
 
 func (p *parser) loginMethod() string {
@@ -160,8 +173,6 @@ func (p *parser) loginMethod() string {
 	switch {
 	case method == "":
 		return logins[0]
-	case slices.Contains(plannedLogins, method):
-		p.fail("", "vaultAuthMethod", method+" "+unsupported, "use one of "+strings.Join(logins, ", "))
 	case !slices.Contains(logins, method):
 		p.fail("", "vaultAuthMethod", quote(method)+" is unknown", didYouMean(method, logins))
 	}
@@ -264,11 +275,10 @@ func (p *parser) parseObjects(login Login, mountPath string) {
 // false when it is wrong and said so.
 func (p *parser) load(name string, kind yaml.Kind, kindName, remedy string) (node *yaml.Node, ok bool) {
 	node, err := loadYAML(p.request.Attributes[name])
+	var wrong *yamlError
 	switch {
-	case err != nil:
-		var line int
-		_, _ = fmt.Sscanf(err.Error(), "line %d:", &line) // the library's errors have no other form
-		p.at(line).fail("", name, "can't be read as YAML: "+err.Error(), "indent with spaces and keep to plain lists and mappings")
+	case errors.As(err, &wrong):
+		p.at(wrong.line).fail("", name, "can't be read as YAML: "+wrong.Error(), wrong.remedy)
 		return nil, false
 	case node != nil && node.Kind != kind:
 		p.fail("", name, "is not a YAML "+kindName, remedy)

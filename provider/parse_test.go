@@ -49,9 +49,19 @@ func TestParseRefuses(t *testing.T) {
 		{"tenants", param("tenants", "[a]")},
 		{"tenantsFrom", param("tenantsFrom", "bindings")},
 		{"onTenantFailure", param("onTenantFailure", "skip")},
-		{"awsIdentity", param("awsIdentity", "pod")},
-		{"vaultAwsRoleArn", param("vaultAwsRoleArn", "arn:aws:iam::1:role/x")},
-		{"auth aws", param("vaultAuthMethod", "aws")},
+		{"awsIdentity without auth aws", param("awsIdentity", "pod")},
+		{"vaultAwsRoleArn without auth aws", map[string]string{"vaultAwsRoleArn": awsRole, "vaultAuthMethod": "approle"}},
+		{"auth aws without a role", awsAuth(nil)},
+		{"auth aws with another identity", awsAuth(param("awsIdentity", "nodes"))},
+		{"auth aws, role of a user", awsAuth(param("vaultAwsRoleArn", "arn:aws:iam::123456789012:user/x"))},
+		{"auth aws, role with a short account", awsAuth(param("vaultAwsRoleArn", "arn:aws:iam::1:role/x"))},
+		{"auth aws, role of another cloud", awsAuth(param("vaultAwsRoleArn", "arn:evil:iam::123456789012:role/x"))},
+		{"auth aws, role with a newline", awsAuth(param("vaultAwsRoleArn", awsRole+"\n"))},
+		{"auth aws, role with a parameter", awsAuth(param("vaultAwsRoleArn", awsRole+"&Action=x"))},
+		{"auth aws, role with an unknown placeholder", awsAuth(param("vaultAwsRoleArn", "arn:aws:iam::123456789012:role/{pod}"))},
+		{"node with a role", awsAuth(map[string]string{"awsIdentity": "node", "vaultAwsRoleArn": awsRole})},
+		{"node with an audience", awsAuth(map[string]string{"awsIdentity": "node", "audience": "x"})},
+		{"node without a Vault role", awsAuth(map[string]string{"awsIdentity": "node", "roleName": "-"})},
 		{"auth unknown", param("vaultAuthMethod", "kuberntes")},
 		{"both mounts", map[string]string{"vaultKubernetesMountPath": "a", "vaultAuthMountPath": "a"}},
 		{"mount climbing", param("vaultAuthMountPath", "../sys")},
@@ -105,8 +115,6 @@ func TestParseRefuses(t *testing.T) {
 		{"source aws-sts", fieldsOf("source: aws-sts")},
 		{"source rds-iam", fieldsOf("source: rds-iam")},
 		{"source unknown", fieldsOf("source: valut")},
-		{"format aws-credentials", fieldsOf("format: aws-credentials")},
-		{"format aws-credential-process", fieldsOf("format: aws-credential-process")},
 		{"format unknown", fieldsOf("format: jsn")},
 		{"format a list", fieldsOf("format: [json]")},
 		{"template missing", fieldsOf("format: template")},
@@ -150,7 +158,7 @@ func TestParseRefuses(t *testing.T) {
 
 		{"defaults a list", param("defaults", "[a]")},
 		{"defaults no YAML", param("defaults", "{")},
-		{"defaults wrong for all", map[string]string{"defaults": "{format: aws-credentials, filePermission: 644, connection: {port: x}}", "objects": named("a", "b", "c")["objects"]}},
+		{"defaults wrong for all", map[string]string{"defaults": "{format: awscredentials, filePermission: 644, connection: {port: x}}", "objects": named("a", "b", "c")["objects"]}},
 		{"defaults unknown field", param("defaults", "{formt: json}")},
 
 		{"name missing", param("objects", "- {secretPath: a}")},
@@ -359,7 +367,7 @@ func TestParseWarnings(t *testing.T) {
 	}, spec.Warnings)
 	require.Nil(t, spec.Objects[0].Read.Args)
 
-	_, err = Parse(request("vault", fieldsOf("ttl: 1h")))
+	_, err = Parse(request("vault", param("tenants", "[a]")))
 	require.ErrorContains(t, err, "not supported", "a planned word is never ignored")
 }
 

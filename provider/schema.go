@@ -21,6 +21,7 @@ func Schema() []byte {
 	}
 	known := described(parameters, parameterTexts)
 	refine(known, "vaultAuthMethod", schema{"enum": logins})
+	refine(known, "awsIdentity", schema{"enum": awsIdentities})
 	refine(known, "vaultSkipTLSVerify", schema{"enum": []string{"true", "false"}})
 	refine(known, "mountPath", schema{"pattern": "^/"})
 	refine(known, "objects", embedded("objects"))
@@ -45,7 +46,7 @@ func Schema() []byte {
 			},
 		},
 		"$defs": schema{
-			"parameters": schema{"type": "object", "properties": known, "required": []string{"roleName", "objects"}, "additionalProperties": false},
+			"parameters": schema{"type": "object", "properties": known, "required": []string{"objects"}, "additionalProperties": false},
 			"objects":    schema{"type": "array", "minItems": 1, "maxItems": MaxObjects, "items": objectSchema("objectName")},
 			"defaults":   objectSchema(),
 		},
@@ -76,7 +77,12 @@ func objectSchema(required ...string) schema {
 	refine(known, "refreshInterval", duration)
 	refine(known, "overlap", duration)
 	refine(known, "template", schema{"maxLength": maxTemplate})
-	for word, enum := range map[string][]string{"source": sources, "method": methods, "encoding": encodings, "format": formats} {
+	refine(known, "roleArn", schema{"pattern": "^arn:aws[a-z-]*:iam::"})
+	refine(known, "sessionPolicy", schema{"type": []string{"object", "string"}})
+	refine(known, "sessionTags", schema{"type": "object", "maxProperties": maxTags, "additionalProperties": scalar})
+	refine(known, "region", schema{"pattern": regionName.String()})
+	refine(known, "ttl", duration)
+	for word, enum := range map[string][]string{"source": sources, "method": methods, "encoding": encodings, "format": formats, "identity": identities} {
 		refine(known, word, schema{"enum": enum})
 	}
 	entry := schema{"type": "object", "properties": known, "additionalProperties": false}
@@ -109,7 +115,7 @@ func refine(properties schema, word string, more schema) {
 // What editors show beside the words.
 var (
 	parameterTexts = map[string]string{
-		"roleName":                 "The Vault role to log in with, as the pod. Required. {namespace} and {serviceAccount} are replaced.",
+		"roleName":                 "The Vault role to log in with, as the pod; needed unless no object asks Vault. {namespace} and {serviceAccount} are replaced.",
 		"vaultAddress":             "Vault's URL; without it, the daemon's.",
 		"vaultNamespace":           "Vault Enterprise's namespace; without it, the daemon's.",
 		"vaultCACertPath":          "File of CAs for Vault's certificate, below the daemon's TLS directory.",
@@ -119,10 +125,12 @@ var (
 		"vaultTLSClientKeyPath":    "The client certificate's key, below the daemon's TLS directory.",
 		"vaultKubernetesMountPath": "Older name of vaultAuthMountPath.",
 		"vaultAuthMountPath":       "Path of the auth mount without auth/; without it, the name of vaultAuthMethod.",
-		"audience":                 "Which of the pod's tokens logs in; without it, " + DefaultAudience + ".",
+		"audience":                 "Which of the pod's tokens logs in; without it, " + DefaultAudience + ", or " + STSAudience + " with vaultAuthMethod aws.",
 		"vaultSkipTLSVerify":       "Don't verify Vault's certificate. The daemon must allow it.",
 		"objects":                  "YAML list of what to read and which files to write.",
 		"vaultAuthMethod":          "The way to log in to Vault; without it, kubernetes.",
+		"awsIdentity":              "Whose identity at AWS logs in, for vaultAuthMethod aws; without it, " + PodIdentity + ". The cluster's operator must allow " + NodeIdentity + ".",
+		"vaultAwsRoleArn":          "The IAM role that the pod's token is exchanged for, for vaultAuthMethod aws. {namespace} and {serviceAccount} are replaced.",
 		"defaults":                 "YAML mapping of object fields for all objects.",
 		"mountPath":                "Where the application mounts the volume, for formats that name a file.",
 	}
@@ -141,12 +149,20 @@ var (
 		"owner":           "The file's numeric owner.",
 		"group":           "The file's numeric group.",
 		"refreshInterval": "How often to look at what has no lease: seconds, or like 2m; at least 10s. Without it, 2m.",
+		"identity":        "Who asks AWS: the pod with its web identity token (pod, the default), EKS Pod Identity's agent (pod-identity), or the daemon (node).",
+		"roleArn":         "The IAM role to assume. {namespace} and {serviceAccount} are replaced.",
+		"sessionPolicy":   "An IAM policy that narrows the session, as YAML or JSON. {namespace} and {serviceAccount} are replaced in its values.",
+		"sessionTags":     "Tags of the session, with identity: pod-identity and a roleArn.",
+		"region":          "The AWS region; without it, the daemon's.",
+		"ttl":             "How long an AWS session lives: seconds, or like 1h; at least 15m. Without it, 1h.",
+		"audience":        "Which of the pod's tokens AWS is shown; without it, " + STSAudience + ", or " + agentAudience + " with identity: pod-identity.",
 		"overlap":         "How long the old credential outlives a switch: seconds, or like 10m. Without it, 10m, at most a fifth of the lease.",
 	}
 	connectionTexts = map[string]string{
 		"host":   "Host names or addresses, separated by commas.",
 		"port":   "Port; without it, the database's own.",
 		"dbname": "The database's name.",
+		"user":   "The database user, for source: rds-iam.",
 		"params": "Further settings, like sslmode.",
 	}
 )

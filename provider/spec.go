@@ -41,29 +41,61 @@ type Connection struct {
 	Host   string            `json:",omitzero"`
 	Port   int               `json:",omitzero"` // 0: the database's default
 	DBName string            `json:",omitzero"`
+	User   string            `json:",omitzero"` // the database user, for source rds-iam; else the data's username
 	Params map[string]string `json:",omitzero"` // extra settings, e.g. sslmode
 }
 
 // Read is one question to a backend. Objects with equal reads share one answer.
 type Read struct {
-	Source string         `json:",omitzero"` // "vault"
+	Source string         `json:",omitzero"` // "vault", "aws-sts" or "rds-iam"
 	Tenant string         `json:",omitzero"`
 	Login  Login          `json:",omitzero"`
 	Method string         `json:",omitzero"` // "GET", "PUT" or "POST"
 	Path   string         `json:",omitzero"` // cleaned, without leading "/" and "v1/", without query
 	Query  url.Values     `json:",omitzero"` // parameters that stood behind "?" in secretPath
 	Args   map[string]any `json:",omitzero"` // secretArgs, the body of a PUT or POST
+	AWS    AWS            `json:",omitzero"` // what the sources aws-sts and rds-iam are asked for
 }
+
+// AWS is what a read without Vault asks AWS for. Its Read's Login has an Audience
+// only: of the pod's token that is the proof; empty: none is needed. With
+// NodeIdentity the SPC names a tenant only: the cluster's tenant bindings fill in
+// all the rest.
+type AWS struct {
+	Identity      string            `json:",omitzero"` // PodIdentity, AgentIdentity or NodeIdentity
+	RoleARN       string            `json:",omitzero"` // the role to assume
+	SessionPolicy string            `json:",omitzero"` // compact JSON with sorted keys; empty: none
+	SessionTags   map[string]string `json:",omitzero"`
+	Region        string            `json:",omitzero"` // empty: the daemon's
+	TTL           time.Duration     `json:",omitzero"` // life to ask for; 0: an hour
+	Endpoint      string            `json:",omitzero"` // host:port of the database, for rds-iam
+	User          string            `json:",omitzero"` // the database user, for rds-iam
+}
+
+// Subject names what is read, for people: the path in Vault, the role at AWS or
+// the database.
+func (r Read) Subject() string {
+	return cmp.Or(r.Path, r.AWS.Endpoint, r.AWS.RoleARN, r.Source)
+}
+
+// Whose identity at AWS is used.
+const (
+	PodIdentity  = "pod"  // the pod's: its service account token, exchanged at STS
+	NodeIdentity = "node" // the daemon's own
+)
 
 // Login is how the pod's identity becomes a Vault token, as the SPC says it.
 // Zero fields mean the daemon's flags.
 type Login struct {
-	Method    string `json:",omitzero"` // "kubernetes" or "jwt": the same request, another default mount; "approle"
+	Method    string `json:",omitzero"` // "kubernetes" or "jwt": the same request, another default mount; "approle"; "aws"
 	Address   string `json:",omitzero"`
 	Namespace string `json:",omitzero"`
-	Mount     string `json:",omitzero"` // auth mount path without "auth/"; empty: the flag (not for "approle"), else the method's name
+	Mount     string `json:",omitzero"` // auth mount path without "auth/"; empty: the flag (not for "approle" and "aws"), else the method's name
 	Role      string `json:",omitzero"` // empty for "approle"
-	Audience  string `json:",omitzero"` // which of the pod's tokens to send; empty: "vault", and none for "approle"
+	Audience  string `json:",omitzero"` // which of the pod's tokens to send; empty: "vault", and none for "approle" and for AWSIdentity "node"
+
+	AWSIdentity string `json:",omitzero"` // for "aws": "pod", by its token's exchange at STS, or "node", the daemon's own
+	AWSRoleARN  string `json:",omitzero"` // for AWSIdentity "pod": the role that the token is exchanged for
 
 	CACertPath, CADirectory       string `json:",omitzero"` // below the daemon's TLS directory
 	ClientCertPath, ClientKeyPath string `json:",omitzero"` // below the daemon's TLS directory
@@ -72,7 +104,9 @@ type Login struct {
 }
 
 // ByToken reports whether the login sends a service account token of the pod.
-func (l Login) ByToken() bool { return l.Method == "kubernetes" || l.Method == "jwt" }
+func (l Login) ByToken() bool {
+	return l.Method == "kubernetes" || l.Method == "jwt" || l.Method == "" && l.Audience != "" // the last: at AWS itself
+}
 
 // TokenAudience returns the audience of that token.
 func (l Login) TokenAudience() string { return cmp.Or(l.Audience, DefaultAudience) }

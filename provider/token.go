@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"maps"
@@ -12,6 +13,10 @@ import (
 // DefaultAudience is the audience whose token logs in where the SPC names none,
 // as with the HashiCorp provider.
 const DefaultAudience = "vault"
+
+// STSAudience is the audience whose token is exchanged at STS where the SPC names
+// none: the one that AWS's own set-up of EKS uses.
+const STSAudience = "sts.amazonaws.com"
 
 // parseTokens reads {"<audience>":{"token":"…","expirationTimestamp":"…"}}, the
 // form that the CSI specification of kubelet gives them. Errors never quote it.
@@ -76,9 +81,34 @@ func Claimed(jwt Secret) (pod Pod, audiences []string, ok bool) {
 // token's own claim. Errors are *Error: Precondition without a token that is
 // still good, Invalid for one that is no JWT, Denied for another pod's.
 func (id Identity) TokenFor(audience string, pod Pod) (Token, error) {
-	if audience == "" {
-		audience = DefaultAudience
+	token, err := id.token(audience, pod)
+	if err == nil && !token.Expires.IsZero() && !time.Now().Before(token.Expires) {
+		return Token{}, expired(audience, token)
 	}
+	return token, err
+}
+
+// Until tells up to when the identity can log in, and why it can't from then on.
+// why is nil where no end is known; end is zero where it can't even now. Only what
+// the methods of Vault that take a token or a Secret need is looked at; with
+// others it has no end.
+func (id Identity) Until(login Login, pod Pod) (end time.Time, why error) {
+	switch login.Method {
+	case "kubernetes", "jwt":
+		token, err := id.token(login.Audience, pod)
+		if err != nil || token.Expires.IsZero() {
+			return time.Time{}, err
+		}
+		return token.Expires, expired(login.Audience, token)
+	case approle:
+		_, _, why = id.AppRole()
+	}
+	return time.Time{}, why
+}
+
+// token is TokenFor, of an expired token too.
+func (id Identity) token(audience string, pod Pod) (Token, error) {
+	audience = cmp.Or(audience, DefaultAudience)
 	token, ok := id.Tokens[audience]
 	if !ok {
 		return Token{}, missingToken(audience, id.Tokens)
@@ -93,11 +123,17 @@ func (id Identity) TokenFor(audience string, pod Pod) (Token, error) {
 	if claimed := time.Unix(int64(c.Expires), 0); c.Expires > 0 && (token.Expires.IsZero() || claimed.Before(token.Expires)) {
 		token.Expires = claimed
 	}
-	if !token.Expires.IsZero() && !time.Now().Before(token.Expires) {
-		return Token{}, tokenError(Precondition, audience, "expired at "+token.Expires.UTC().Format(time.RFC3339)+" and a fresh one comes with the next republish",
-			"see that the driver runs with enableSecretRotation: true")
-	}
 	return token, nil
+}
+
+// expired is the error for a token after its end.
+func expired(audience string, t Token) *Error {
+	tense := "expired"
+	if time.Now().Before(t.Expires) {
+		tense = "expires"
+	}
+	return tokenError(Precondition, cmp.Or(audience, DefaultAudience), tense+" at "+t.Expires.UTC().Format(time.RFC3339)+
+		" and a fresh one comes with the next republish", "see that the driver runs with enableSecretRotation: true")
 }
 
 func tokenError(class Class, audience, what, remedy string) *Error {

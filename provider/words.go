@@ -12,32 +12,44 @@ var (
 	parameters = []string{
 		"roleName", "vaultAddress", "vaultNamespace", "vaultCACertPath", "vaultCADirectory", "vaultTLSServerName",
 		"vaultTLSClientCertPath", "vaultTLSClientKeyPath", "vaultKubernetesMountPath", "vaultAuthMountPath",
-		"audience", "vaultSkipTLSVerify", "objects", "vaultAuthMethod", "defaults", "mountPath",
+		"audience", "vaultSkipTLSVerify", "objects", "vaultAuthMethod", "awsIdentity", "vaultAwsRoleArn", "defaults", "mountPath",
 	}
-	plannedParameters = []string{"tenants", "tenantsFrom", "onTenantFailure", "awsIdentity", "vaultAwsRoleArn"}
+	plannedParameters = []string{"tenants", "tenantsFrom", "onTenantFailure"}
 	// legacyParameters are ignored by the HashiCorp provider too.
 	legacyParameters = []string{"kubernetesServiceAccountPath", "vaultCAPem"}
 
 	fields = []string{
 		"objectName", "secretPath", "secretKey", "method", "secretArgs", "filePermission", "encoding", "source", "format",
 		"template", "connection", "owner", "group", "refreshInterval", "overlap",
+		"identity", "roleArn", "sessionPolicy", "sessionTags", "region", "ttl", "audience",
 	}
-	plannedFields = []string{"ttl", "roleArn", "sessionPolicy", "sessionTags", "region", "identity"}
+	// vaultFields and awsFields have a meaning with these sources only.
+	vaultFields = []string{"secretPath", "method", "secretArgs"}
+	awsFields   = []string{"identity", "roleArn", "sessionPolicy", "sessionTags", "region", "ttl", "audience"}
 
-	connectionFields = []string{"host", "port", "dbname", "params"}
+	connectionFields = []string{"host", "port", "dbname", "user", "params"}
 
-	sources        = []string{"vault"}
-	plannedSources = []string{"aws-sts", "rds-iam"}
-	methods        = []string{"GET", "PUT", "POST"}
-	encodings      = []string{"utf-8", "base64", "hex"}
-	formats        = []string{"raw", "json", "keys", "env", "pem", "pg-service", "pgpass", "uri", "my-cnf", "template"}
-	plannedFormats = []string{"aws-credentials", "aws-credential-process"}
-	logins         = []string{"kubernetes", "jwt", approle}
-	plannedLogins  = []string{"aws"}
+	sources    = []string{vaultSource, stsSource, rdsSource}
+	identities = []string{PodIdentity, AgentIdentity, NodeIdentity}
+	methods    = []string{"GET", "PUT", "POST"}
+	encodings  = []string{"utf-8", "base64", "hex"}
+	formats    = []string{
+		"raw", "json", "keys", "env", "pem", "pg-service", "pgpass", "uri", "my-cnf", "template",
+		"aws-credentials", "aws-credential-process",
+	}
+	logins        = []string{"kubernetes", "jwt", approle, awsLogin}
+	awsIdentities = []string{PodIdentity, NodeIdentity}
 )
 
-// approle is the login method that takes a Secret in place of the pod's token.
-const approle = "approle"
+// awsLogin is the login method that takes a signed request to AWS.
+const awsLogin = "aws"
+
+// The sources.
+const (
+	vaultSource = "vault"
+	stsSource   = "aws-sts"
+	rdsSource   = "rds-iam"
+)
 
 const (
 	unsupported       = "is not supported by this version of Tenure"

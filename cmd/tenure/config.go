@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // config is what the environment and the flags say, before anything is opened.
@@ -23,9 +24,11 @@ type config struct {
 	stateDir       string   // tmpfs, mode 0700: the journal and the status socket
 	healthAddr     string   // empty: off
 	versionKey     string   // file; empty: a key of this node's own, in stateDir
+	volumeBudget   int64    // bytes; 0: by the memory there is
 	logLevel       string
 	logFormat      string
 	vault          vaultFlags
+	aws            awsFlags
 	kube           kubeFlags
 	ignoredFromEnv []string // VAULT_ variables that were set and mean nothing here
 }
@@ -41,6 +44,8 @@ type vaultFlags struct {
 	serverName            string
 	allowSkipVerify       bool
 	tlsDir                string // SPC paths resolve below it
+	awsServerID           string // in logins with Vault's aws method; empty: the host of the first address
+	awsKeyDelay           time.Duration
 }
 
 // variables are the only ones that are read, as the HashiCorp provider reads them.
@@ -52,6 +57,10 @@ var variables = []string{
 const (
 	defaultStateDir = "/run/tenure"
 	socketName      = "status" // with .sock, in the state directory
+	// defaultKeyDelay is the upper end of what the documentation of Vault's aws
+	// secrets engine tells users to wait.
+	defaultKeyDelay = 10 * time.Second
+	maxKeyDelay     = 20 * time.Second // a first Mount is answered after 35 s
 )
 
 // parseConfig reads the environment (as os.Environ gives it), then the flags. It
@@ -81,6 +90,8 @@ func (c *config) readEnvironment(environ []string) (map[string]string, error) {
 	for _, entry := range environ {
 		name, value, _ := strings.Cut(entry, "=")
 		switch {
+		case name == "AWS_REGION":
+			env[name] = value
 		case !strings.HasPrefix(name, "VAULT_") || value == "":
 		case name == "VAULT_TOKEN":
 			errs = append(errs, errors.New("VAULT_TOKEN is set, but pods log in with their own identity and a token of the daemon's would be used for nobody; unset it"))
@@ -108,9 +119,15 @@ func (c *config) defineFlags(f *flag.FlagSet, env map[string]string) {
 	f.StringVar(&c.stateDir, "state-dir", defaultStateDir, "`directory` for the journal: on the node's tmpfs, mode 0700, so that it outlives the container")
 	f.StringVar(&c.healthAddr, "health-addr", "127.0.0.1:8080", "`host:port` of /healthz, /readyz and /metrics; empty serves none")
 	f.StringVar(&c.versionKey, "version-key-file", "", "`file` with the key of object versions, the same on all nodes; without it equal secrets have other versions on each node")
+	f.Func("volume-budget", "`size` of memory, such as 64Mi, that the files of all volumes may take together, and half of it those of one namespace:\n"+
+		"they are charged to the daemon (default half of its container's memory limit, without one a sixteenth of the machine's memory)", func(text string) (err error) {
+		c.volumeBudget, err = parseSize(text)
+		return err
+	})
 	f.StringVar(&c.logLevel, "log-level", "info", "`level`: debug, info, warn or error")
 	f.StringVar(&c.logFormat, "log-format", "text", "`format`: text or json")
 	c.vault.defineFlags(f, env)
+	c.aws.defineFlags(f, env)
 	c.kube.defineFlags(f)
 }
 
@@ -138,6 +155,8 @@ func (v *vaultFlags) defineFlags(f *flag.FlagSet, env map[string]string) {
 	f.StringVar(&v.clientKey, "vault-tls-client-key", env["VAULT_CLIENT_KEY"], "PEM `file` of its key; also VAULT_CLIENT_KEY")
 	f.StringVar(&v.serverName, "vault-tls-server-name", env["VAULT_TLS_SERVER_NAME"], "`name` expected in Vault's certificate; also VAULT_TLS_SERVER_NAME")
 	f.BoolVar(&v.allowSkipVerify, "allow-skip-tls-verify", v.allowSkipVerify, "let an SPC say vaultSkipTLSVerify: whoever is between then reads its secrets.\nVAULT_SKIP_VERIFY does the same: it is only a permission here")
+	f.StringVar(&v.awsServerID, "vault-aws-server-id", "", "`value` of the header X-Vault-AWS-IAM-Server-ID in logins with vaultAuthMethod aws\n(default the host of the first --vault-addr)")
+	f.DurationVar(&v.awsKeyDelay, "vault-aws-key-delay", defaultKeyDelay, "`duration` for which a new access key of an IAM user is held back, as AWS does not know it everywhere at once; at most "+maxKeyDelay.String())
 	f.StringVar(&v.tlsDir, "tls-dir", "", "`directory` that certificate paths in an SPC are relative to; without it they are refused")
 }
 
@@ -181,6 +200,9 @@ func (c *config) check() error {
 	}
 	if (c.vault.clientCert == "") != (c.vault.clientKey == "") {
 		problem("--vault-tls-client-cert and --vault-tls-client-key belong together, but only one is set; set both or none")
+	}
+	if c.vault.awsKeyDelay < 0 || c.vault.awsKeyDelay > maxKeyDelay {
+		problem("--vault-aws-key-delay %s is not from 0s to %s; a pod waits that long for its first key", c.vault.awsKeyDelay, maxKeyDelay)
 	}
 	c.kube.check(problem)
 	if err := new(slog.Level).UnmarshalText([]byte(c.logLevel)); err != nil {

@@ -3,10 +3,12 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -21,7 +23,7 @@ func TestPrecedenceOfEnvironmentAndFlags(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, vaultFlags{
 		addrs: []string{"https://env:8200"}, caCert: "/env/ca", caDir: "/env/cas", clientCert: "/env/cert",
-		clientKey: "/env/key", serverName: "env", namespace: "env", allowSkipVerify: true,
+		clientKey: "/env/key", serverName: "env", namespace: "env", allowSkipVerify: true, awsKeyDelay: 10 * time.Second,
 	}, c.vault)
 	require.Equal(t, []string{"VAULT_AGENT_ADDR", "VAULT_MAX_RETRIES"}, c.ignoredFromEnv, "what is set without effect is named")
 	require.Equal(t, []string{"tenure"}, c.providers)
@@ -30,16 +32,29 @@ func TestPrecedenceOfEnvironmentAndFlags(t *testing.T) {
 		"--vault-addr=https://flag, https://flag2", "--vault-addr=https://flag3", "--vault-tls-ca-cert=/flag/ca", "--vault-tls-ca-directory=/flag/cas",
 		"--vault-tls-client-cert=/flag/cert", "--vault-tls-client-key=/flag/key", "--vault-tls-server-name=flag",
 		"--vault-namespace=flag", "--allow-skip-tls-verify=false", "--vault-mount=k8s", "--tls-dir=/tls",
-		"--allowed-vault-addrs=https://a, https://b", "--allowed-vault-addrs=https://c",
+		"--allowed-vault-addrs=https://a, https://b", "--allowed-vault-addrs=https://c", "--vault-aws-server-id=v", "--vault-aws-key-delay=0s",
 		"--provider-name=vault", "--provider-name=tenure",
 	}, env, nil)
 	require.NoError(t, err)
 	require.Equal(t, vaultFlags{
 		addrs: []string{"https://flag", "https://flag2", "https://flag3"}, caCert: "/flag/ca", caDir: "/flag/cas", clientCert: "/flag/cert", clientKey: "/flag/key",
 		serverName: "flag", namespace: "flag", mount: "k8s", tlsDir: "/tls",
-		allowedAddrs: []string{"https://a", "https://b", "https://c"},
+		allowedAddrs: []string{"https://a", "https://b", "https://c"}, awsServerID: "v",
 	}, c.vault, "a flag overrides the environment")
 	require.Equal(t, []string{"vault", "tenure"}, c.providers)
+}
+
+func TestVolumeBudget(t *testing.T) {
+	for text, want := range map[string]int64{"8388608": 8 << 20, "64Mi": 64 << 20, "2Gi": 2 << 30, "16384Ki": 16 << 20} {
+		c, err := parseConfig([]string{"--volume-budget=" + text}, nil, nil)
+		require.NoError(t, err)
+		require.Equal(t, want, c.volumeBudget)
+	}
+	for _, text := range []string{"", "0", "7Mi", "-64Mi", "64M", "1.5Gi", "99999999999Gi", "Mi"} {
+		_, err := parseConfig([]string{"--volume-budget=" + text}, nil, io.Discard)
+		require.ErrorContains(t, err, "it is no size of at least 8Mi; write it like 64Mi", text)
+	}
+	require.Greater(t, defaultBudget(), int64(8<<20))
 }
 
 func TestBadConfigurations(t *testing.T) {
@@ -63,6 +78,9 @@ func TestBadConfigurations(t *testing.T) {
 		}},
 		{"half a client certificate", []string{"--vault-tls-client-cert=/c"}, nil, []string{
 			`--vault-tls-client-cert and --vault-tls-client-key belong together, but only one is set; set both or none`,
+		}},
+		{"key delay", []string{"--vault-aws-key-delay=30s"}, nil, []string{
+			`--vault-aws-key-delay 30s is not from 0s to 20s; a pod waits that long for its first key`,
 		}},
 		{"pods without a node", []string{"--kube-pods"}, nil, []string{
 			`--kube-pods needs --node-name, so that only this node's pods are followed; set it to the pod's spec.nodeName`,

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
 
+	"github.com/tenure-csi/tenure/internal/aws"
 	"github.com/tenure-csi/tenure/internal/lease"
 	"github.com/tenure-csi/tenure/internal/vault"
 	"github.com/tenure-csi/tenure/internal/volume"
@@ -73,6 +74,7 @@ func parseMount(args, environ []string, stdout io.Writer) (*mountOptions, error)
 	f.BoolVar(&o.keep, "keep", false, "leave files and leases behind, and say until when they work")
 	f.BoolFunc("debug", "log each call to Vault", func(string) error { o.logLevel = "debug"; return nil })
 	o.vault.defineFlags(f, env)
+	o.aws.defineFlags(f, env)
 	if ok, parseErr := parse(f, args, stdout, &o.dir); !ok {
 		return nil, parseErr
 	}
@@ -85,7 +87,10 @@ func parseMount(args, environ []string, stdout io.Writer) (*mountOptions, error)
 func (o *mountOptions) checkMount() error {
 	var errs []error
 	problem := func(text string) { errs = append(errs, errors.New(text)) }
-	if o.file == "" {
+	switch {
+	case o.file == "" && o.dir != "":
+		problem("-f is missing, and " + o.dir + " is taken for DIR; name the file with the SecretProviderClass after -f")
+	case o.file == "":
 		problem("-f is missing; name the file with the SecretProviderClass")
 	}
 	switch {
@@ -154,6 +159,38 @@ func mount(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return errors.Join(err, t.end())
 }
 
+// choose answers the SecretProviderClass of that name in a text, or the only one.
+func choose(file string, text []byte, name string) (*class, error) {
+	fail := func(cause string, args ...any) (*class, error) {
+		return nil, fmt.Errorf("reading %s: "+cause, append([]any{file}, args...)...)
+	}
+	all, _ := readManifest(file, text)
+	var found []*class
+	var names []string
+	for _, c := range all {
+		if c.broken != nil {
+			return nil, errors.New(c.broken.String())
+		}
+		names = append(names, c.Metadata.Name)
+		if name == "" || c.Metadata.Name == name {
+			found = append(found, c)
+		}
+	}
+	switch {
+	case len(names) == 0:
+		return fail("there is no SecretProviderClass in it")
+	case len(found) == 0:
+		return fail("there is no SecretProviderClass %q in it, but %s; correct --name", name, strings.Join(names, ", "))
+	case len(found) > 1:
+		return fail("there are several SecretProviderClasses in it (%s); choose one with --name", strings.Join(names, ", "))
+	}
+	var errs []error
+	for _, f := range found[0].problems {
+		errs = append(errs, errors.New(found[0].place(f).String()))
+	}
+	return found[0], errors.Join(errs...)
+}
+
 // trial is a node of one volume, with the parts of the daemon.
 type trial struct {
 	*mountOptions
@@ -164,6 +201,7 @@ type trial struct {
 	target         string // the volume's directory
 	mounted        bool
 	source         *vault.Source
+	cloud          *aws.Source
 	witness        *witness
 	manager        *lease.Manager
 }
@@ -177,12 +215,12 @@ func (t *trial) request() (provider.Request, error) {
 	if err != nil {
 		return provider.Request{}, fmt.Errorf("reading the SecretProviderClass: %w", err)
 	}
-	spc, err := readSPC(bytes.NewReader(text), t.name)
+	spc, err := choose(t.file, text, t.name)
 	if err != nil {
-		return provider.Request{}, fmt.Errorf("reading %s: %w", t.file, err)
+		return provider.Request{}, err
 	}
-	if spc.provider != "tenure" && spc.provider != "vault" {
-		return provider.Request{}, fmt.Errorf("reading %s: spec.provider of %q is %q, and the driver would ask that provider; set tenure", t.file, spc.name, spc.provider)
+	if p := spc.Spec.Provider; p != "tenure" && p != "vault" {
+		return provider.Request{}, fmt.Errorf("reading %s: spec.provider of %q is %q, and the driver would ask that provider; set tenure", t.file, spc.Metadata.Name, p)
 	}
 	tokens, err := t.identify(spc)
 	if err != nil {
@@ -190,7 +228,7 @@ func (t *trial) request() (provider.Request, error) {
 	}
 	attributes := maps.Clone(spc.parameters)
 	maps.Copy(attributes, map[string]string{
-		"secretProviderClass":                      spc.name,
+		"secretProviderClass":                      spc.Metadata.Name,
 		"csi.storage.k8s.io/pod.name":              t.pod.Name,
 		"csi.storage.k8s.io/pod.namespace":         t.pod.Namespace,
 		"csi.storage.k8s.io/pod.uid":               t.pod.UID,
@@ -201,12 +239,12 @@ func (t *trial) request() (provider.Request, error) {
 	if err != nil {
 		return provider.Request{}, err
 	}
-	return provider.Decode(&v1alpha1.MountRequest{Attributes: string(call), TargetPath: t.target, Permission: "420"}, spc.provider, t.root)
+	return provider.Decode(&v1alpha1.MountRequest{Attributes: string(call), TargetPath: t.target, Permission: "420"}, spc.Spec.Provider, t.root)
 }
 
 // identify answers the pod's tokens as kubelet gives them, and at first who the
 // pod is.
-func (t *trial) identify(spc *secretProviderClass) (string, error) {
+func (t *trial) identify(spc *class) (string, error) {
 	tokens, of := map[string]map[string]string{}, provider.Pod{}
 	if t.tokenFile != "" {
 		text, err := t.read(t.tokenFile)
@@ -226,13 +264,13 @@ func (t *trial) identify(spc *secretProviderClass) (string, error) {
 	if t.target == "" {
 		t.pod = provider.Pod{
 			Name: cmp.Or(of.Name, "tenure-mount"), UID: cmp.Or(of.UID, t.pod.UID),
-			Namespace:      cmp.Or(t.namespace, spc.namespace, of.Namespace, "default"),
+			Namespace:      cmp.Or(t.namespace, spc.Metadata.Namespace, of.Namespace, "default"),
 			ServiceAccount: cmp.Or(t.account, of.ServiceAccount, "default"),
 		}
 		t.target = filepath.Join(t.podDir(), "volumes/kubernetes.io~csi/secrets/mount")
 	}
-	if spc.namespace != "" && spc.namespace != t.pod.Namespace {
-		return "", fmt.Errorf("the SecretProviderClass is of namespace %s, and pods of namespace %s can't mount it; leave --namespace out", spc.namespace, t.pod.Namespace)
+	if spc.Metadata.Namespace != "" && spc.Metadata.Namespace != t.pod.Namespace {
+		return "", fmt.Errorf("the SecretProviderClass is of namespace %s, and pods of namespace %s can't mount it; leave --namespace out", spc.Metadata.Namespace, t.pod.Namespace)
 	}
 	if t.tokenFile != "" && (of.Namespace != t.pod.Namespace || of.ServiceAccount != t.pod.ServiceAccount) {
 		return "", fmt.Errorf("reading --token-file: the token is of service account %s/%s, not %s/%s; %s",
@@ -258,11 +296,15 @@ func (t *trial) open() error {
 		return fmt.Errorf("looking at --tmpfs %s: it is no tmpfs, and secrets must not reach a disk; name a directory of one, such as /dev/shm or below /run", t.tmpfs)
 	}
 	log := t.logger(t.stderr)
-	source, err := t.vault.source(log, nil)
+	var err error
+	if t.cloud, err = t.aws.source(nil, log, nil); err != nil {
+		return err
+	}
+	source, err := t.vault.source(t.cloud, log, nil)
 	if err != nil {
 		return err
 	}
-	t.source, t.witness = source, &witness{Source: source, held: map[string]held{}}
+	t.source, t.witness = source, &witness{source, &ledger{held: map[string]held{}}}
 	if t.vaultTokenFile != "" {
 		token, readErr := t.read(t.vaultTokenFile)
 		if token = bytes.TrimSpace(token); readErr != nil || len(token) == 0 {
@@ -277,8 +319,9 @@ func (t *trial) open() error {
 	if err = t.makeTree(); err != nil {
 		return err
 	}
+	cloud := &witness{t.cloud, t.witness.ledger}
 	t.manager, err = lease.Open(lease.Config{
-		Sources: map[string]lease.Source{"vault": t.witness}, Files: files, Store: forgetful{}, VersionKey: []byte(rand.Text()), Log: log,
+		Sources: map[string]lease.Source{"vault": t.witness, "aws-sts": cloud, "rds-iam": cloud}, Files: files, Store: forgetful{}, VersionKey: []byte(rand.Text()), Log: log,
 	})
 	return err
 }
@@ -313,10 +356,28 @@ func (t *trial) mount(ctx context.Context, r provider.Request) error {
 		return errors.New("interrupted before the volume was written")
 	}
 	text := errors.New(provider.EventText(err))
-	if about := (*provider.Error)(nil); t.tokenFile != "" && errors.As(err, &about) && about.Field == "audience" {
-		return errors.Join(text, errors.New("here, without a cluster: "+t.makeToken(r.Attributes["audience"])))
+	var about *provider.Error
+	hint := func(remedy string) error { return errors.Join(text, errors.New("here, without a cluster: "+remedy)) }
+	switch {
+	case !errors.As(err, &about):
+	case about.Field == "audience" && t.tokenFile != "":
+		return hint(t.makeToken(audienceOf(r, about.Object)))
+	case about.Field == "vaultAddress" && len(t.vault.addrs) == 0 && r.Attributes["vaultAddress"] == "":
+		return hint("give --vault-addr, or set VAULT_ADDR")
 	}
 	return text
+}
+
+// audienceOf is that of the token which an object's login sends.
+func audienceOf(r provider.Request, object string) string {
+	if spec, err := provider.Parse(r); err == nil {
+		for _, o := range spec.Objects {
+			if o.Name == object {
+				return o.Read.Login.Audience
+			}
+		}
+	}
+	return ""
 }
 
 // close lets go of everything but what is in the files.
@@ -328,6 +389,9 @@ func (t *trial) close() error {
 	}
 	if t.source != nil {
 		t.source.Close()
+	}
+	if t.cloud != nil {
+		t.cloud.Close()
 	}
 	return t.remove()
 }
@@ -351,3 +415,21 @@ func (forgetful) Load() ([]*lease.Record, volume.Mark, error) { return nil, volu
 func (forgetful) Save(*lease.Record) error                    { return nil }
 func (forgetful) Remove(string) error                         { return nil }
 func (forgetful) SaveMark(volume.Mark) error                  { return nil }
+
+// input reads files that a person names, where "-" is the standard input, which
+// can be read only once.
+type input struct{ stdin []byte }
+
+func (i *input) read(path string) ([]byte, error) {
+	if path != "-" {
+		return os.ReadFile(path)
+	}
+	if i.stdin == nil {
+		text, err := io.ReadAll(os.Stdin)
+		if err != nil {
+			return nil, fmt.Errorf("reading the standard input: %w", err)
+		}
+		i.stdin = text
+	}
+	return i.stdin, nil
+}

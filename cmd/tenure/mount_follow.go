@@ -220,6 +220,7 @@ func (t *trial) leave() error {
 	defer cancel()
 	err := t.manager.Close(ctx)
 	t.source.Close()
+	t.cloud.Close()
 	trees := t.root
 	if t.dir != "" {
 		trees += " " + t.dir
@@ -254,7 +255,7 @@ func (t *trial) end() error {
 		t.printLeft("Left at Vault:")
 		return fmt.Errorf("ending the leases: Vault has not answered; %s", cmp.Or(trouble, "see that it runs"))
 	}
-	t.printLeft("Vault can't end this early:")
+	t.printLeft("This can't be ended early:")
 	switch {
 	case !t.mounted: // the error says enough
 	case t.watch:

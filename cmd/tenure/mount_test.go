@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -168,7 +169,7 @@ func TestMountRefuses(t *testing.T) {
 		want             string // of the error, with DIR for the directory
 	}{
 		{"no SPC", "kind: Pod", good, nil, "reading DIR/spc.yaml: there is no SecretProviderClass in it"},
-		{"bad YAML", "a: [", good, nil, "reading DIR/spc.yaml: line 1: did not find expected node content"},
+		{"bad YAML", "kind: SecretProviderClass\na: [", good, nil, "DIR/spc.yaml:2: is no YAML: line 2: did not find expected node content; mend it; a chart's templates must be rendered first"},
 		{"another provider", strings.Replace(trySPC, "tenure", "azure", 1), good, nil, `reading DIR/spc.yaml: spec.provider of "greeting" is "azure", and the driver would ask that provider; set tenure`},
 		{"no JWT", trySPC, "hvs.canary", nil, "reading --token-file: DIR/token holds no service account token; make one with: kubectl create token NAME --namespace default --audience vault"},
 		{"another account", trySPC, good, []string{"--service-account=api"}, "reading --token-file: the token is of service account shop/web, not shop/api; make one with: kubectl create token api --namespace shop --audience vault"},
@@ -223,6 +224,14 @@ func away(t *testing.T, asked func()) string {
 	return srv.URL
 }
 
+func TestMountWithoutAnAddressOfVault(t *testing.T) {
+	_, args := try(t, trySPC, shopToken())
+	var stdout, stderr bytes.Buffer
+	require.Equal(t, exitFailed, command(t.Context(), append(args, "--tmpfs="+tmpfs(t)), &stdout, &stderr))
+	require.Contains(t, stderr.String(), `field "vaultAddress": no Vault address is set; `)
+	require.Contains(t, stderr.String(), "\ntenure mount: here, without a cluster: give --vault-addr, or set VAULT_ADDR\n")
+}
+
 func TestMountCommandLines(t *testing.T) {
 	for _, row := range []struct {
 		name string
@@ -233,6 +242,7 @@ func TestMountCommandLines(t *testing.T) {
 			"-f is missing; name the file with the SecretProviderClass",
 			"there is nothing to log in with; give a service account's --token-file, or a --vault-token-file",
 		}},
+		{"a file without -f", []string{"--token-file=a", "spc.yaml"}, []string{"-f is missing, and spc.yaml is taken for DIR; name the file with the SecretProviderClass after -f"}},
 		{"two tokens", []string{"-f=x", "--token-file=a", "--vault-token-file=b"}, []string{"--token-file and --vault-token-file are both given; choose one"}},
 		{"whose Vault", []string{"-f=x", "--vault-token-file=b"}, []string{"--vault-token-file needs --vault-addr, so that nothing but your own choice decides where the token is sent"}},
 		{"the SPC's Vault", []string{"-f=x", "--vault-token-file=b", "--vault-addr=http://v", "--allowed-vault-addrs=http://w"}, []string{
@@ -257,32 +267,36 @@ func TestMountUsesNoTokenOfTheEnvironment(t *testing.T) {
 	require.Equal(t, []string{"https://v"}, o.vault.addrs)
 }
 
-func TestReadSPC(t *testing.T) {
+func TestChoose(t *testing.T) {
 	spc := func(name, spec string) string {
 		return "apiVersion: secrets-store.csi.x-k8s.io/v1\nkind: SecretProviderClass\nmetadata: {name: " + name + "}\nspec: " + spec + "\n---\n"
 	}
 	two := spc("a", "{provider: tenure}") + spc("b", "{provider: vault, parameters: {roleName: x}}")
+	dump := "apiVersion: v1\nkind: List\nitems:\n- " + strings.ReplaceAll(strings.TrimSuffix(spc("a", "{provider: tenure}"), "---\n"), "\n", "\n  ")
 	for _, row := range []struct{ name, text, choice, want, error string }{
 		{"the only one", trySPC, "", "greeting", ""},
 		{"named", two, "b", "b", ""},
-		{"several", two, "", "", "there are several SecretProviderClasses in it (a, b); choose one with --name"},
-		{"unknown", two, "c", "", `there is no SecretProviderClass "c" in it, but a, b; correct --name`},
-		{"empty", "", "", "", "there is no SecretProviderClass in it"},
-		{"another group", strings.Replace(spc("a", "{}"), "secrets-store", "x", 1), "", "", "there is no SecretProviderClass in it"},
-		{"misplaced", spc("a", "{provider: tenure, objects: x}"), "", "", `SecretProviderClass "a": spec.objects is no field that the API server knows; what the provider reads stands below spec.parameters`},
-		{"boolean", spc("a", "{parameters: {vaultSkipTLSVerify: true}}"), "", "", `SecretProviderClass "a": spec.parameters.vaultSkipTLSVerify is no text, and the API server takes nothing else; put it in quotes, or write | after the colon for several lines`},
-		{"list", spc("a", "{parameters: {objects: [{objectName: x}]}}"), "", "", `SecretProviderClass "a": spec.parameters.objects is no text, and the API server takes nothing else; put it in quotes, or write | after the colon for several lines`},
-		{"text", spc("a", "hello"), "", "", `SecretProviderClass "a": spec is no mapping`},
-		{"parameters", spc("a", "{parameters: hello}"), "", "", `SecretProviderClass "a": spec.parameters is no mapping`},
+		{"of kubectl's list", dump, "", "a", ""},
+		{"several", two, "", "", "reading f.yaml: there are several SecretProviderClasses in it (a, b); choose one with --name"},
+		{"twice", two + two, "a", "", "reading f.yaml: there are several SecretProviderClasses in it (a, b, a, b); choose one with --name"},
+		{"unknown", two, "c", "", `reading f.yaml: there is no SecretProviderClass "c" in it, but a, b; correct --name`},
+		{"empty", "", "", "", "reading f.yaml: there is no SecretProviderClass in it"},
+		{"another group", strings.Replace(spc("a", "{}"), "secrets-store", "x", 1), "", "", "reading f.yaml: there is no SecretProviderClass in it"},
+		{"misplaced", spc("a", "{provider: tenure, objects: x}"), "", "", `f.yaml:4: default/a: field "spec.objects": is no field that the API server knows; put what the provider reads below spec.parameters`},
+		{"boolean", spc("a", "{parameters: {vaultSkipTLSVerify: true}}"), "", "", `f.yaml:4: default/a: field "vaultSkipTLSVerify": is not a string; put the value in quotes`},
+		{"list", spc("a", "{parameters: {objects: [{objectName: x}]}}"), "", "", `f.yaml:4: default/a: field "objects": is not a string; write | behind objects: and leave the lines below as they are`},
+		{"text", spc("a", "hello"), "", "", "f.yaml:1: is no SecretProviderClass: line 4: a single value stands where a mapping belongs; write each field in the type that the API server takes; render a chart's templates first"},
+		{"parameters", spc("a", "{parameters: hello}"), "", "", "f.yaml:1: is no SecretProviderClass: line 4: a single value stands where a mapping belongs; write each field in the type that the API server takes; render a chart's templates first"},
+		{"tab", "kind: SecretProviderClass\nspec:\n\tprovider: tenure\n", "", "", "f.yaml:3: is no YAML: a tab stands in the indentation; indent with spaces"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			got, err := readSPC(strings.NewReader(row.text), row.choice)
+			got, err := choose("f.yaml", []byte(row.text), row.choice)
 			if row.error != "" {
 				require.EqualError(t, err, row.error)
 				return
 			}
 			require.NoError(t, err)
-			require.Equal(t, row.want, got.name)
+			require.Equal(t, row.want, got.Metadata.Name)
 		})
 	}
 }
@@ -326,4 +340,34 @@ func TestChanges(t *testing.T) {
 		}
 	}
 	golden(t, "changes.golden", out.Bytes())
+}
+
+// TestMountAsksAWS also has nothing to give back: it says what lives on.
+func TestMountAsksAWS(t *testing.T) {
+	spc := strings.Replace(trySPC, "roleName: app", "mountPath: /secrets", 1)
+	spc = spc[:strings.Index(spc, "      - {")] + "      - {objectName: aws, source: aws-sts, roleArn: 'arn:aws:iam::123456789012:role/app', format: aws-credential-process}\n"
+	var form url.Values
+	sts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = r.ParseForm()
+		form = r.PostForm
+		_, _ = w.Write([]byte("<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>ASIA</AccessKeyId><SecretAccessKey>s</SecretAccessKey>" +
+			"<SessionToken>t</SessionToken><Expiration>" + time.Now().Add(time.Hour).UTC().Format(time.RFC3339) + "</Expiration></Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"))
+	}))
+	t.Cleanup(sts.Close)
+	claims := map[string]any{"sub": "system:serviceaccount:shop:web", "aud": []string{"sts.amazonaws.com"}, "exp": time.Now().Add(time.Hour).Unix()}
+	shm := tmpfs(t)
+	_, args := try(t, spc, jwt(claims))
+	args = append(args, "--tmpfs", shm, "--aws-sts-endpoint", sts.URL, "--aws-region=eu-central-1", "--vault-addr=http://127.0.0.1:1")
+	var stdout, stderr bytes.Buffer
+	require.Zero(t, command(t.Context(), append(args, "--show"), &stdout, &stderr), stderr.String())
+	require.Equal(t, jwt(claims), form.Get("WebIdentityToken"))
+	require.Contains(t, stdout.String(), "credential_process = /bin/cat /secrets/aws/credentials.json\n")
+	require.Regexp(t, `This can't be ended early:\n  what arn:aws:iam::123456789012:role/app gave, which has no lease lives until `, stdout.String())
+	require.Empty(t, trials(t, shm))
+
+	claims["aud"] = "vault"
+	_, again := try(t, spc, jwt(claims))
+	stderr.Reset()
+	require.Equal(t, exitFailed, command(t.Context(), append(again, args[5:]...), &stdout, &stderr))
+	require.Contains(t, stderr.String(), "make one with: kubectl create token web --namespace shop --audience sts.amazonaws.com\n")
 }

@@ -11,17 +11,21 @@ import (
 	"github.com/tenure-csi/tenure/provider"
 )
 
-// witness sees a trial's calls, to tell what they wait for and what is left
-// when it is over.
+// witness sees a trial's calls to one source.
 type witness struct {
 	lease.Source
+	*ledger
+}
+
+// ledger tells what a trial's calls wait for and what is left when it is over.
+type ledger struct {
 	mu      sync.Mutex
 	trouble error           // of the last call; nil when that went well
-	held    map[string]held // by token, or by lease id under a borrowed one
+	held    map[string]held // by token, by lease id under a borrowed one, or by subject and end
 	out     int             // logins and reads that have not returned
 }
 
-// held is what lives at Vault until it is ended.
+// held is what lives at a backend until it is ended.
 type held struct {
 	what, command string // the command ends it; empty: nothing does
 	until         time.Time
@@ -30,7 +34,7 @@ type held struct {
 
 // saw notes how a call went and changes what is held after a good one. What
 // lived under a dead token is dead.
-func (w *witness) saw(s lease.Session, err error, change func()) {
+func (w *ledger) saw(s lease.Session, err error, change func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.trouble = err
@@ -47,20 +51,20 @@ func (w *witness) saw(s lease.Session, err error, change func()) {
 }
 
 // sends notes a call that may make something.
-func (w *witness) sends() {
+func (w *ledger) sends() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.out++
 }
 
-func (w *witness) returned() {
+func (w *ledger) returned() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.out--
 }
 
 // idle reports whether nothing that can be ended is held at Vault, or about to be.
-func (w *witness) idle() bool {
+func (w *ledger) idle() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, h := range w.held {
@@ -72,7 +76,7 @@ func (w *witness) idle() bool {
 }
 
 // last is why the last call failed; empty when it did not.
-func (w *witness) last() string {
+func (w *ledger) last() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.trouble == nil {
@@ -82,7 +86,7 @@ func (w *witness) last() string {
 }
 
 // left says what is still held, one line each.
-func (w *witness) left(now time.Time) []string {
+func (w *ledger) left(now time.Time) []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var lines []string
@@ -100,7 +104,7 @@ func (w *witness) left(now time.Time) []string {
 	return lines
 }
 
-func (w *witness) prolong(key string, ttl time.Duration) {
+func (w *ledger) prolong(key string, ttl time.Duration) {
 	if h, ok := w.held[key]; ok {
 		h.until = time.Now().Add(ttl)
 		w.held[key] = h
@@ -113,7 +117,7 @@ func (w *witness) Login(ctx context.Context, by lease.Caller, login provider.Log
 	defer w.returned()
 	s, err := w.Source.Login(ctx, by, login, id)
 	w.saw(s, err, func() {
-		if s.Borrowed {
+		if s.Borrowed || s.Token == "" {
 			return
 		}
 		h := held{what: "the token with accessor " + s.Accessor, command: "vault token revoke -accessor " + s.Accessor}
@@ -134,10 +138,13 @@ func (w *witness) Read(ctx context.Context, by lease.Caller, s lease.Session, r 
 	defer w.returned()
 	issued, err := w.Source.Read(ctx, by, s, r)
 	w.saw(s, err, func() {
-		if s.Borrowed && issued.LeaseID != "" {
+		until := time.Now().Add(issued.TTL)
+		switch {
+		case issued.LeaseID == "" && issued.Kind == lease.Leased:
+			w.held[r.Subject()+until.String()] = held{what: "what " + r.Subject() + " gave, which has no lease", until: until, fixed: true}
+		case s.Borrowed && issued.LeaseID != "":
 			w.held[issued.LeaseID] = held{
-				what: "the lease " + issued.LeaseID, command: "vault lease revoke " + issued.LeaseID,
-				until: time.Now().Add(issued.TTL), fixed: !issued.Renewable,
+				what: "the lease " + issued.LeaseID, command: "vault lease revoke " + issued.LeaseID, until: until, fixed: !issued.Renewable,
 			}
 		}
 	})

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -82,7 +83,12 @@ func run(ctx context.Context, c *config, log *slog.Logger) (err error) {
 	d := &daemon{config: c, log: log, metrics: newMetrics()}
 	log.Info("starting", "version", versionText(), "providers", c.providers, "kubelet", c.kubeletDir, "state", c.stateDir)
 	c.warn(log)
-	source, files, key, err := d.open()
+	cloud, err := c.aws.source(c.aws.nodeCredentials(), log, d.metrics)
+	if err != nil {
+		return err
+	}
+	defer cloud.Close()
+	source, files, key, err := d.open(cloud)
 	if err != nil {
 		return err
 	}
@@ -113,8 +119,8 @@ func run(ctx context.Context, c *config, log *slog.Logger) (err error) {
 		return err
 	}
 	manager, err := lease.Open(lease.Config{
-		Sources: map[string]lease.Source{"vault": source}, Files: files, Store: journal,
-		VersionKey: key, Log: log, Registerer: d.metrics, Cluster: kube.Cluster,
+		Sources: map[string]lease.Source{"vault": source, "aws-sts": cloud, "rds-iam": cloud}, Files: files, Store: journal,
+		VersionKey: key, MaxBytes: cmp.Or(c.volumeBudget, defaultBudget()), Log: log, Registerer: d.metrics, Cluster: kube.Cluster,
 	})
 	if err != nil {
 		kube.close()
@@ -164,8 +170,8 @@ func (c *config) warn(log *slog.Logger) {
 
 // open makes the parts that need nothing from each other, and reports all that
 // is wrong with them at once.
-func (d *daemon) open() (*vault.Source, *volume.Writer, []byte, error) {
-	source, sourceErr := d.vault.source(d.log, d.metrics)
+func (d *daemon) open(signer vault.CallerIdentity) (*vault.Source, *volume.Writer, []byte, error) {
+	source, sourceErr := d.vault.source(signer, d.log, d.metrics)
 	files, filesErr := volume.NewWriter(d.kubeletDir)
 	key, keyErr := readVersionKey(d.versionKey)
 	if err := errors.Join(sourceErr, filesErr, keyErr); err != nil {
@@ -177,8 +183,9 @@ func (d *daemon) open() (*vault.Source, *volume.Writer, []byte, error) {
 	return source, files, key, nil
 }
 
-// source returns a Source that works as the flags say.
-func (v vaultFlags) source(log *slog.Logger, metrics prometheus.Registerer) (*vault.Source, error) {
+// source returns a Source that works as the flags say and has signer sign its
+// logins by way of AWS.
+func (v vaultFlags) source(signer vault.CallerIdentity, log *slog.Logger, metrics prometheus.Registerer) (*vault.Source, error) {
 	var first string
 	var others []string
 	if len(v.addrs) > 0 {
@@ -187,7 +194,7 @@ func (v vaultFlags) source(log *slog.Logger, metrics prometheus.Registerer) (*va
 	return vault.New(vault.Config{
 		Addr: first, Alternates: others, AllowedAddrs: v.allowedAddrs, Mount: v.mount, Namespace: v.namespace,
 		CACert: v.caCert, CAPath: v.caDir, ClientCert: v.clientCert, ClientKey: v.clientKey, ServerName: v.serverName,
-		AllowSkipVerify: v.allowSkipVerify, TLSDir: v.tlsDir,
+		AllowSkipVerify: v.allowSkipVerify, TLSDir: v.tlsDir, AWS: signer, AWSServerID: v.awsServerID, KeyDelay: v.awsKeyDelay,
 		Logger: log, Registerer: metrics,
 	})
 }

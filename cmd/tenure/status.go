@@ -67,6 +67,7 @@ func printStatus(w io.Writer, volumes []lease.VolumeStatus, now time.Time) error
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "\nNAMESPACE\tPOD\tOBJECTS\tSTATE\tEXPIRES\tNEXT\tREASON")
+	unrevocable := false
 	for _, v := range volumes {
 		if len(v.Leases) == 0 {
 			row(table, v.Namespace, v.Pod, "-", v.State, "-", "-", "-")
@@ -76,11 +77,18 @@ func printStatus(w io.Writer, volumes []lease.VolumeStatus, now time.Time) error
 			if state == lease.Live || state == lease.Expired { // else the volume's says more
 				state = l.State
 			}
-			row(table, v.Namespace, v.Pod, strings.Join(l.Objects, ","), state, until(l.Expires, now), until(l.Next, now), string(l.Reason))
+			expires := until(l.Expires, now)
+			if l.Unrevocable {
+				unrevocable, expires = true, expires+"*"
+			}
+			row(table, v.Namespace, v.Pod, strings.Join(l.Objects, ","), state, expires, until(l.Next, now), string(l.Reason))
 		}
 	}
 	if err := table.Flush(); err != nil {
 		return err
+	}
+	if unrevocable {
+		fmt.Fprintln(w, "\n* Nobody can end it early: it works until then, also when its pod is gone.")
 	}
 	printProblems(w, volumes)
 	return nil

@@ -7,12 +7,14 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 
-	"go.yaml.in/yaml/v3"
 	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
 
 	"github.com/tenure-csi/tenure/internal/format"
@@ -79,6 +81,57 @@ func validate(args []string, stdin io.Reader, stdout io.Writer) error {
 	return r.print(stdout, *output)
 }
 
+// read checks what path names. An error means that the path itself is wrong; what
+// can't be read below it is a finding.
+func (r *report) read(path string, stdin io.Reader) error {
+	if path == "-" {
+		text, err := io.ReadAll(stdin)
+		r.readText("standard input", text, err)
+		return nil
+	}
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return err
+	case info.IsDir():
+		return fs.WalkDir(os.DirFS(path), ".", func(name string, entry fs.DirEntry, err error) error {
+			file := filepath.Join(path, name)
+			switch {
+			case err != nil:
+				r.readText(file, nil, err)
+			case !entry.IsDir() && slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)):
+				r.readFile(file)
+			}
+			return nil
+		})
+	default:
+		r.readFile(path)
+		return nil
+	}
+}
+
+func (r *report) readFile(path string) {
+	text, err := os.ReadFile(path)
+	r.readText(path, text, err)
+}
+
+// readText checks the SecretProviderClasses of a file.
+func (r *report) readText(file string, text []byte, err error) {
+	if err != nil {
+		r.note(finding{File: file, Cause: "can't be read: " + err.Error(), Remedy: "make it readable, or leave it out"})
+		return
+	}
+	found, others := readManifest(file, text)
+	r.Others += others
+	for _, c := range found {
+		if c.broken != nil {
+			r.note(*c.broken)
+		} else {
+			r.check(c)
+		}
+	}
+}
+
 // made is the pod that a SecretProviderClass is checked for, with the namespace
 // of that. Any is as good: the rules for parameters are the same for all.
 var made = provider.Pod{Name: "pod", UID: "uid", ServiceAccount: "default"}
@@ -108,7 +161,10 @@ func (r *report) check(c *class) {
 		r.add(c, finding{Field: "metadata.namespace", Cause: "is no name that Kubernetes allows", Remedy: "use lower-case letters, digits and -"})
 		pod.Namespace = "default"
 	}
-	request, err := provider.Decode(r.mountRequest(c, pod), c.Spec.Provider, "/")
+	for _, f := range c.problems {
+		r.add(c, f)
+	}
+	request, err := provider.Decode(c.mountRequest(pod), c.Spec.Provider, "/")
 	if problem, ok := errors.AsType[*provider.Error](err); ok {
 		r.add(c, finding{Cause: problem.Cause, Remedy: problem.Remedy})
 		return
@@ -123,21 +179,9 @@ func (r *report) check(c *class) {
 	}
 }
 
-// mountRequest is the driver's call for a pod that mounts c. A parameter that is
-// no text is reported, as the API server refuses it.
-func (r *report) mountRequest(c *class, pod provider.Pod) *v1alpha1.MountRequest {
-	attributes := map[string]string{}
-	for _, name := range slices.Sorted(maps.Keys(c.Spec.Parameters)) {
-		node := c.parameter(name)
-		attributes[name] = node.Value
-		if node.Kind != yaml.ScalarNode {
-			text, _ := yaml.Marshal(node) // checked all the same, as it is probably meant
-			attributes[name] = string(text)
-			r.add(c, finding{Line: node.Line, Field: name, Cause: "is not a string", Remedy: "write | behind " + name + ": and leave the lines below as they are"})
-		} else if node.ShortTag() != "!!str" {
-			r.add(c, finding{Line: node.Line, Field: name, Cause: "is not a string", Remedy: "put the value in quotes"})
-		}
-	}
+// mountRequest is the driver's call for a pod that mounts c.
+func (c *class) mountRequest(pod provider.Pod) *v1alpha1.MountRequest {
+	attributes := maps.Clone(c.parameters)
 	maps.Copy(attributes, map[string]string{
 		"csi.storage.k8s.io/pod.name":            pod.Name,
 		"csi.storage.k8s.io/pod.namespace":       pod.Namespace,
@@ -156,13 +200,9 @@ func (r *report) mountRequest(c *class, pod provider.Pod) *v1alpha1.MountRequest
 	}
 }
 
-// add notes a finding about c; without a line it is about the whole of it.
+// add notes a finding about c.
 func (r *report) add(c *class, f finding) {
-	f.File, f.SPC = c.file, c.namespace()+"/"+c.Metadata.Name
-	if f.Line == 0 {
-		f.Line = c.start
-	}
-	r.note(f)
+	r.note(c.place(f))
 }
 
 // note adds f as an error, unless it is a warning and may be one.

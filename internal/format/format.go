@@ -77,6 +77,9 @@ var formats = map[string]layout{
 	"uri":        {render: single(uri), check: checkURI},
 	"my-cnf":     {render: single(myCnf), check: checkMyCnf},
 	"template":   {render: single(templateFile), check: func(o provider.Object) error { return CheckTemplate(o.Template) }},
+
+	"aws-credentials":        {render: single(awsCredentials)},
+	"aws-credential-process": {render: awsProcess, check: checkAWSProcess},
 }
 
 // Render makes the files of object o from s. Equal arguments give equal bytes.

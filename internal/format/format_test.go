@@ -80,22 +80,26 @@ func TestGolden(t *testing.T) {
 		object provider.Object
 		secret Secret
 	}{
-		"hashicorp-response": {provider.Object{Name: "db"}, answerOf(t, credsBody)},
-		"hashicorp-kv2":      {provider.Object{Name: "kv"}, answerOf(t, kv2Body)},
-		"hashicorp-key":      {provider.Object{Name: "kv", Key: "bar1"}, answerOf(t, kv2Body)},
-		"hashicorp-list":     {provider.Object{Name: "kv", Key: "list"}, answerOf(t, kv2Body)},
-		"raw":                {provider.Object{Name: "dir/n", Key: "n", Format: "raw"}, answerOf(t, kv2Body)},
-		"raw-single":         {provider.Object{Name: "x", Format: "raw", Encoding: "base64"}, secretOf(t, `{"any":"AGEKYg=="}`)},
-		"json":               {provider.Object{Name: "x", Format: "json"}, answerOf(t, kv2Body)},
-		"json-expiration":    {provider.Object{Name: "x", Format: "json"}, Secret{Data: secretOf(t, creds).Data, Expires: end}},
-		"keys":               {provider.Object{Name: "a/b", Format: "keys"}, secretOf(t, `{"user":"u\n","port":5432,"tls.crt":{"a":"<"},"none":null}`)},
-		"env":                {provider.Object{Name: "x", Format: "env"}, secretOf(t, `{"b":"it's\n$HOME","A_1":5432,"on":false,"token":null}`)},
-		"pem":                {provider.Object{Name: "x", Format: "pem"}, pki},
-		"pg-service":         {dbObject("tenant-a/orders.conf", "pg-service"), secretOf(t, creds)},
-		"uri":                {dbObject("x", "uri"), secretOf(t, creds)},
-		"pgpass":             {provider.Object{Name: "x", Format: "pgpass", Mode: 0o600, Connection: provider.Connection{Host: "[::1],#a,/run/pg", Port: 5433}}, secretOf(t, creds)},
-		"pgpass-anywhere":    {provider.Object{Name: "x", Format: "pgpass"}, secretOf(t, creds)},
-		"my-cnf":             {myObject(), secretOf(t, creds)},
+		"hashicorp-response":     {provider.Object{Name: "db"}, answerOf(t, credsBody)},
+		"hashicorp-kv2":          {provider.Object{Name: "kv"}, answerOf(t, kv2Body)},
+		"hashicorp-key":          {provider.Object{Name: "kv", Key: "bar1"}, answerOf(t, kv2Body)},
+		"hashicorp-list":         {provider.Object{Name: "kv", Key: "list"}, answerOf(t, kv2Body)},
+		"raw":                    {provider.Object{Name: "dir/n", Key: "n", Format: "raw"}, answerOf(t, kv2Body)},
+		"raw-single":             {provider.Object{Name: "x", Format: "raw", Encoding: "base64"}, secretOf(t, `{"any":"AGEKYg=="}`)},
+		"json":                   {provider.Object{Name: "x", Format: "json"}, answerOf(t, kv2Body)},
+		"json-expiration":        {provider.Object{Name: "x", Format: "json"}, Secret{Data: secretOf(t, creds).Data, Expires: end}},
+		"keys":                   {provider.Object{Name: "a/b", Format: "keys"}, secretOf(t, `{"user":"u\n","port":5432,"tls.crt":{"a":"<"},"none":null}`)},
+		"env":                    {provider.Object{Name: "x", Format: "env"}, secretOf(t, `{"b":"it's\n$HOME","A_1":5432,"on":false,"token":null}`)},
+		"pem":                    {provider.Object{Name: "x", Format: "pem"}, pki},
+		"pg-service":             {dbObject("tenant-a/orders.conf", "pg-service"), secretOf(t, creds)},
+		"uri":                    {dbObject("x", "uri"), secretOf(t, creds)},
+		"pgpass":                 {provider.Object{Name: "x", Format: "pgpass", Mode: 0o600, Connection: provider.Connection{Host: "[::1],#a,/run/pg", Port: 5433}}, secretOf(t, creds)},
+		"pgpass-anywhere":        {provider.Object{Name: "x", Format: "pgpass"}, secretOf(t, creds)},
+		"my-cnf":                 {myObject(), secretOf(t, creds)},
+		"aws-credentials":        {provider.Object{Name: "x", Format: "aws-credentials"}, secretOf(t, awsData)},
+		"aws-credentials-user":   {provider.Object{Name: "x", Format: "aws-credentials"}, secretOf(t, awsUser)},
+		"aws-credential-process": {awsObject(), Secret{Data: secretOf(t, awsData).Data, Expires: end}},
+		"aws-process-user":       {awsObject(), secretOf(t, awsUser)},
 		"template": {
 			provider.Object{Name: "x", Format: "template", Template: "[db]\nuser = {{quote .Data.username}}\npassword = {{.Data.password | quote}}\nend = {{.Lease.Expires}}\n"},
 			Secret{Data: secretOf(t, creds).Data, Expires: end},
@@ -243,8 +247,15 @@ func TestErrorsNameObjectFieldAndWayOut(t *testing.T) {
 		"my-cnf, param":      {my(func(o *provider.Object) { o.Connection.Params = map[string]string{"a=b": ""} }), creds, "connection.params", `"a=b" is no parameter of the format's reader`, true},
 		"my-cnf, database":   {my(func(o *provider.Object) { o.Connection.Params = map[string]string{"database": "x"} }), creds, "connection.params", `"database" can't be a param`, true},
 		"my-cnf, long param": {my(func(o *provider.Object) { o.Connection.Params["ssl-ca"] = strings.Repeat("x", 4096) }), creds, "format", "the connection's ssl-ca is longer than a line", true},
+		"aws, no key":        {awsObject(), data, "format", `the data has no "access_key" with a value; it has "k", "none", "password", "username"`, false},
+		"aws, no secret":     {awsObject(), `{"access_key":"A"}`, "format", `the data has no "secret_key" with a value`, false},
+		"aws, newline":       {awsObject(), `{"access_key":"A","secret_key":"a\nb"}`, "format", `the entry "secret_key" has characters that no AWS key has`, false},
+		"aws, profile":       {provider.Object{Name: "x", Format: "aws-credentials"}, `{"access_key":"A","secret_key":"b","session_token":"c\n[other]"}`, "format", `the entry "session_token" has characters that no AWS key has`, false},
+		"aws, mount":         {provider.Object{Name: "x", Format: "aws-credential-process"}, awsData, "mountPath", "format aws-credential-process names a file", true},
+		"aws, shell":         {provider.Object{Name: "x", Format: "aws-credential-process", MountPath: "/run/$(id)"}, awsData, "mountPath", "the path has characters that AWS's SDKs would give to a shell", true},
+		"aws, long name":     {provider.Object{Name: strings.Repeat("a/", 2040) + "b", Format: "aws-credential-process", MountPath: "/run"}, awsData, "objectName", "the name leaves no room", true},
 		"template, empty":    {provider.Object{Name: "x", Format: "template"}, data, "template", "the template is empty", true},
-		"template, syntax":   {provider.Object{Name: "x", Format: "template", Template: "a\n{{.Data."}, data, "template", "line 2: ", true},
+		"template, syntax":   {provider.Object{Name: "x", Format: "template", Template: "a\n{{.Data."}, data, "template", "line 2, column 8: unexpected", true},
 		"template, missing":  {provider.Object{Name: "x", Format: "template", Template: "a\n{{.Data.q}}"}, data, "template", `line 2, column 8: there is no entry of this name; the data has "k", "none", "password", "username"`, false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -322,12 +333,14 @@ func TestStable(t *testing.T) {
 // the input shows, and so do bytes that differ.
 func TestRenderIsPureAndConcurrent(t *testing.T) {
 	s := pkiData(t)
+	maps.Copy(s.Data, secretOf(t, awsData).Data)
 	maps.Copy(s.Data, secretOf(t, `{"username":"u","password":"p","n":1.50,"m":{"b":[1,null,"x"],"a":{}}}`).Data)
 	s.Envelope = map[string]any{"request_id": "r", "data": s.Data}
 	before, err := json.Marshal(s)
 	require.NoError(t, err)
 	for format := range formats {
 		o := dbObject("x", format)
+		o.MountPath = "/run"
 		o.Template = `{{range $k, $v := .Data.m}}{{$k}}={{toJson $v}}{{end}}`
 		if format == "raw" {
 			o.Key = "m"

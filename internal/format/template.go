@@ -85,10 +85,17 @@ func parseTemplate(text string) (*parse.Tree, error) {
 	known := map[string]any{"and": true, "or": true, "not": true, "len": true} // text/template's own
 	maps.Copy(known, new(work).functions())
 	maps.DeleteFunc(known, func(name string, _ any) bool { return name == tickName || name == emitName })
-	trees := map[string]*parse.Tree{}
-	tree, err := parse.New(root).Parse(text, "", "", trees, known)
+	read := func(text string) (*parse.Tree, map[string]*parse.Tree, error) {
+		trees := map[string]*parse.Tree{}
+		tree, err := parse.New(root).Parse(text, "", "", trees, known)
+		return tree, trees, err
+	}
+	tree, trees, err := read(text)
 	if err != nil {
-		return nil, parseError(err)
+		return nil, parseError(text, err, func(begin string) bool {
+			_, _, again := read(begin)
+			return again != nil && again.Error() == err.Error()
+		})
 	}
 	if len(trees) != 1 || trees[root] != tree {
 		return nil, templateError(0, 0, "define and block are not allowed")
@@ -261,12 +268,14 @@ type fault string
 func (f fault) Error() string { return string(f) }
 
 var (
+	quotation  = regexp.MustCompile(`"([^"]+)"`)
 	parsePlace = regexp.MustCompile(`^template: ` + root + `:(\d+): (?s:(.*))$`)
 	execPlace  = regexp.MustCompile(`^template: ` + root + `:(\d+):(\d+): `)
 )
 
-// parseError keeps the parser's text, which quotes the template and no data.
-func parseError(err error) error {
+// parseError keeps the parser's text, which quotes the template and no data. same
+// reports whether a beginning of the template gives the same error.
+func parseError(text string, err error, same func(begin string) bool) error {
 	line, cause := 0, "the template can't be parsed"
 	if m := parsePlace.FindStringSubmatch(err.Error()); m != nil {
 		_, _ = fmt.Sscan(m[1], &line)
@@ -280,7 +289,43 @@ func parseError(err error) error {
 			cause = string(runes[:200]) + "…"
 		}
 	}
-	return templateError(line, 0, cause)
+	if cause == "unexpected EOF" {
+		return templateError(line, 0, "the template ends within an if, with or range: an {{end}} is missing")
+	}
+	return templateError(line, column(text, line, cause, same), strings.Replace(cause, " at "+root+":", " in line ", 1))
+}
+
+// columnWork bounds the bytes that are parsed again to find a column.
+const columnWork = 1 << 20
+
+// column finds where in its line a parse error is, which the parser does not tell:
+// what it stumbles over is the last that the shortest beginning with the same
+// error holds. 0: it can't be told, or not cheaply.
+func column(text string, line int, cause string, same func(begin string) bool) int {
+	lines := strings.SplitAfter(text, "\n")
+	if line < 1 || line > len(lines) {
+		return 0
+	}
+	start := len(strings.Join(lines[:line-1], ""))
+	end, work := 0, columnWork
+	for i := start + len(strings.TrimSuffix(lines[line-1], "\n")); i > start && same(text[:i]); i-- {
+		end = i
+		if work -= i; work < 0 {
+			return 0
+		}
+	}
+	if end == 0 {
+		return 0
+	}
+	read := text[start:end]
+	action, closed := strings.CutSuffix(read, "}}")
+	if quoted := quotation.FindStringSubmatch(cause); quoted != nil && strings.HasSuffix(action, quoted[1]) {
+		return len(action) - len(quoted[1]) + 1
+	}
+	if closed || cause == "unclosed action" {
+		return strings.LastIndex(read, "{{") + 1
+	}
+	return len(read) // the last byte
 }
 
 // execError says what went wrong and where. The texts of text/template show

@@ -1,12 +1,15 @@
 package format
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 
@@ -81,7 +84,7 @@ func TestTemplate(t *testing.T) {
 // What CheckTemplate refuses is refused whatever the data is.
 func TestTemplateLanguageIsClosed(t *testing.T) {
 	for text, want := range map[string]string{
-		`{{printf "%999999999d" 1}}`:           `line 1: function "printf" not defined`,
+		`{{printf "%999999999d" 1}}`:           `line 1, column 3: function "printf" not defined`,
 		`{{println 1}}`:                        `function "println" not defined`,
 		`{{html .Data.x}}{{js .Data.x}}`:       `function "html" not defined`,
 		`{{slice .Data.x 1}}`:                  `function "slice" not defined`,
@@ -111,13 +114,13 @@ func TestTemplateLanguageIsClosed(t *testing.T) {
 		`{{range .a}}{{continue}}{{end}}`:                                                     "only if, with, range",
 		`{{$a := 1}}{{$a = 2}}`:                                                               "a variable is set once, with :=",
 		`{{$a := 1}}{{range $a = .x}}{{end}}`:                                                 "a variable is set once, with :=",
-		`{{.Data.my-key}}`:                                                                    "line 1: bad character U+002D '-'",
+		`{{.Data.my-key}}`:                                                                    "line 1, column 11: bad character U+002D '-'",
 		strings.Repeat("{{if .x}}", 300) + strings.Repeat("{{end}}", 300):                     "nested too deeply",
 		"{{" + strings.Repeat("(", 5000) + "1" + strings.Repeat(")", 5000) + "}}":             "nested too deeply",
 		"{{" + strings.Repeat("(", 20000) + "1" + strings.Repeat(")", 20000) + "}}":           "line 1: ",
 		strings.Repeat("x", maxTemplate+1):                                                    "the template is longer than 65536 bytes",
 		" \n":                                                                                 "the template is empty",
-		"{{\x1b[31m}}":                                                                        "line 1: ",
+		"{{\x1b[31m}}":                                                                        "line 1, column 3: ",
 	} {
 		err := CheckTemplate(text)
 		var e *provider.Error
@@ -129,12 +132,39 @@ func TestTemplateLanguageIsClosed(t *testing.T) {
 	}
 }
 
+// The parser tells the line alone.
+func TestTemplateErrorsHaveAColumn(t *testing.T) {
+	for text, want := range map[string]string{
+		"a\n  {{.Data.x}} {{exec .Data.y}}\nb":     `line 2, column 17: function "exec" not defined`,
+		"{{exe}}{{exec}}":                          `line 1, column 3: function "exe" not defined`,
+		"{{.Data.x | nope}}":                       `line 1, column 13: function "nope" not defined`,
+		"x {{.Data.x}":                             "line 1, column 12: bad character U+007D '}'",
+		"{{.Data.x}} {{.Data.y\n":                  "line 2: unclosed action started in line 1",
+		"{{.Data.x}} {{.Data.y ":                   "line 1, column 13: unclosed action",
+		"ok {{quote \"abc}}":                       "line 1, column 12: unterminated quoted string",
+		"{{if .Data.x}}a{{end}} {{end}} tail":      "line 1, column 24: unexpected {{end}}",
+		"{{if .Data.x}}a{{else}}b{{else}}c{{end}}": "line 1, column 25: expected end; found {{else}}",
+		"{{$x}}":                      `line 1, column 3: undefined variable "$x"`,
+		"{{if}}a{{end}}":              "line 1, column 1: missing value for if",
+		"{{range .Data.list}}\n{{.}}": "line 2: the template ends within an if, with or range: an {{end}} is missing",
+		"{{exec 1}}" + strings.Repeat("x", 60_000): `line 1: function "exec" not defined`,
+	} {
+		var e *provider.Error
+		require.ErrorAs(t, CheckTemplate(text), &e, "%.80q", text)
+		require.Contains(t, e.Cause, want, "%.80q", text)
+	}
+}
+
 // What only the data shows.
 func TestTemplateExecutionFaults(t *testing.T) {
 	s := secretOf(t, templateJSON)
 	for text, want := range map[string]string{
 		"{{.Data.nope}}":                        `line 1, column 8: there is no entry of this name; the data has "b64", "big"`,
 		"\n{{.Nope}}":                           "line 2, column 3: there is no entry of this name",
+		"{{.Objects.other.Data.v}}":             "there is no entry of this name", // nothing of other objects is there
+		"{{$.Spec.Objects}}":                    "there is no entry of this name",
+		`{{index . "Secrets"}}`:                 "index finds no such entry",
+		`{{index .Lease "LeaseID"}}`:            "index finds no such entry",
 		"{{.Data}}":                             "a list or a map has no text; use toJson, join or range",
 		"{{.Data.list}}":                        "a list or a map has no text",
 		"{{.Data.none}}":                        "a null has no text; use default",
@@ -264,5 +294,33 @@ func FuzzTemplate(f *testing.F) {
 		second, err := renderTemplate(t, text, s)
 		require.NoError(t, err)
 		require.Equal(t, first, second)
+	})
+}
+
+// What a function escapes is read back byte for byte by those it is for.
+func FuzzTemplateQuoting(f *testing.F) {
+	f.Add("it's \"$HOME\"\n\x00%2B+ ")
+	f.Fuzz(func(t *testing.T, value string) {
+		s := Secret{Data: map[string]any{"v": value}}
+		for text, read := range map[string]func(string) (string, error){
+			"{{urlquery .Data.v}}": url.PathUnescape,
+			"{{base64 .Data.v}}": func(got string) (string, error) {
+				b, err := base64.StdEncoding.DecodeString(got)
+				return string(b), err
+			},
+			"{{base64 .Data.v | base64Decode}}": func(got string) (string, error) { return got, nil },
+			"{{quote .Data.v}}": func(got string) (back string, err error) {
+				return back, json.Unmarshal([]byte(got), &back)
+			},
+		} {
+			got, err := renderTemplate(t, text, s)
+			if err != nil {
+				require.True(t, len(value) > maxOutput/6 || !utf8.ValidString(value), "%s: %v", text, err)
+				continue
+			}
+			back, err := read(got)
+			require.NoError(t, err)
+			require.Equal(t, value, back, text)
+		}
 	})
 }

@@ -204,6 +204,9 @@ func (w *worker) send(a *attempt, want *wanted, g *grant, by Caller, urgency tim
 	a.reads[want.print] = r
 	g.inFlight++
 	s := g.session()
+	if g.Token == "" {
+		s.Identity = w.identity
+	}
 	w.mu.Unlock()
 	w.m.work.Go(func() {
 		defer w.kick()

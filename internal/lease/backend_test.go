@@ -26,6 +26,7 @@ type backend struct {
 	kv     map[string]string
 	lastID int
 	lent   string // the token that every login answers; empty: each has its own
+	proofs bool   // there are no tokens: each read proves the pod's identity
 	batch  bool   // tokens can't be revoked
 
 	fault func(op, path string) error // nil: none
@@ -41,12 +42,14 @@ type role struct {
 	ttl, max time.Duration
 	kind     Kind
 	bare     bool // no lease id (PKI)
+	headroom time.Duration
 	fixed    bool // not renewable
 }
 
 type fakeToken struct {
 	made, expires time.Time
 	dead          bool
+	leases        []*fakeLease
 }
 
 type fakeLease struct {
@@ -99,6 +102,7 @@ func broken(c provider.Class, cause string, v Verdict, minted bool) error {
 
 var (
 	errDown   = broken(provider.Unavailable, "connection refused", Retry, false)
+	errTLS    = broken(provider.Precondition, "certificate signed by an unknown authority", Retry, false)
 	errNoDB   = broken(provider.Unavailable, "the database behind Vault does not answer", Retry, true)
 	errGone   = broken(provider.Precondition, "lease not found", Gone, false)
 	errDead   = broken(provider.Denied, "invalid token", DeadAuth, false)
@@ -164,15 +168,23 @@ func (b *backend) tokenCount() (n int) {
 	return n
 }
 
-func (b *backend) Login(ctx context.Context, by Caller, _ provider.Login, id provider.Identity) (Session, error) {
+// proven reports whether an identity is good now.
+func proven(id provider.Identity) bool {
 	t, ok := id.Tokens["vault"]
-	if !ok || (!t.Expires.IsZero() && time.Now().After(t.Expires)) {
+	return ok && (t.Expires.IsZero() || !time.Now().After(t.Expires))
+}
+
+func (b *backend) Login(ctx context.Context, by Caller, _ provider.Login, id provider.Identity) (Session, error) {
+	if !proven(id) {
 		return Session{}, broken(provider.Precondition, "the pod has no usable service account token", Wrong, false)
 	}
 	if err := b.enter(ctx, "login", by.Pod.Name); err != nil {
 		return Session{}, err
 	}
 	b.logins++
+	if b.proofs {
+		return Session{}, b.leave("login", by.Pod.Name)
+	}
 	if b.lent != "" {
 		return b.borrowed(), b.leave("login", by.Pod.Name)
 	}
@@ -186,7 +198,7 @@ func (b *backend) Read(ctx context.Context, by Caller, s Session, r provider.Rea
 	if err := b.enter(ctx, "read", r.Path); err != nil {
 		return Issued{}, err
 	}
-	if !b.alive(s.Token.Reveal()) {
+	if !b.alive(s.Token.Reveal()) && !(b.proofs && proven(s.Identity)) {
 		b.mu.Unlock()
 		return Issued{}, errDead
 	}
@@ -203,9 +215,13 @@ func (b *backend) Read(ctx context.Context, by Caller, s Session, r provider.Rea
 	b.mints[by.Pod.Name+" "+r.Path]++
 	id := b.id("lease")
 	now := time.Now()
-	b.leases[id] = &fakeLease{token: s.Token.Reveal(), path: r.Path, pod: by.Pod.Name, made: now, expires: now.Add(role.ttl), role: role}
+	l := &fakeLease{token: s.Token.Reveal(), path: r.Path, pod: by.Pod.Name, made: now, expires: now.Add(role.ttl), role: role}
+	b.leases[id] = l
+	if token := b.tokens[l.token]; token != nil {
+		token.leases = append(token.leases, l)
+	}
 	i := Issued{
-		LeaseID: id, TTL: role.ttl, Renewable: !role.fixed, Kind: Leased,
+		LeaseID: id, TTL: role.ttl, Renewable: !role.fixed, Kind: Leased, Headroom: role.headroom,
 		Secret: format.Secret{Data: map[string]any{"username": id + ":user", "password": id + ":pass"}},
 	}
 	if role.bare {
@@ -268,9 +284,9 @@ func (b *backend) EndSession(ctx context.Context, by Caller, s Session) error {
 	b.ends++
 	if t := b.tokens[s.Token.Reveal()]; t != nil {
 		t.dead = true
-	}
-	for _, l := range b.leases {
-		l.revoked = l.revoked || (l.token == s.Token.Reveal() && !l.role.bare)
+		for _, l := range t.leases {
+			l.revoked = l.revoked || !l.role.bare
+		}
 	}
 	return b.leave("end", by.Pod.Name)
 }

@@ -18,6 +18,7 @@ func (w *worker) endVolume() {
 		l.Until = time.Time{} // no overlap: nobody reads any more
 	}
 	r.settle(time.Now(), nil)
+	_ = w.count(0, true)
 	w.versions, w.recent, w.change, w.identity = nil, nil, nil, provider.Identity{}
 	if w.asked != nil {
 		w.asked.answer(nil, &provider.Error{Class: provider.Precondition, Cause: "the volume is gone from the node"})

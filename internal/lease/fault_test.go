@@ -258,150 +258,22 @@ func TestCertificateAndPollDoNotDisturbEachOther(t *testing.T) {
 	})
 }
 
-func TestEqualContentSwapsNothing(t *testing.T) {
+// TestCertificateThatDoesNotFitLater: what lives is tried again all the same, and
+// no identity is blamed.
+func TestCertificateThatDoesNotFitLater(t *testing.T) {
 	scene(t, func(t *testing.T, n *node) {
-		n.backend.roles["secret/data/a"] = role{kind: Polled}
-		n.backend.kv["secret/data/a"] = "one"
-		p := n.pod("p", kv("kv", "secret/data/a"))
+		p := n.withCert()
+		p.expires = time.Now().Add(100 * time.Hour)
 		require.NoError(t, p.mount())
-		pause(23 * time.Hour)
-		require.Equal(t, 1, n.writes)
-		require.InDelta(t, 690, n.backend.reads, 20)
-		require.Equal(t, 1, n.backend.tokenCount())
+		pause(14 * time.Hour)
+		n.backend.set(func(_, _ string) error { return errTLS })
+		pause(3 * time.Hour)
+		require.Equal(t, Live, p.status().State)
+		require.Contains(t, p.status().Leases[0].Problem, "unknown authority")
+		n.backend.set(nil)
+		pause(2 * time.Minute)
+		require.Equal(t, 2, n.backend.minted("p "+cert), "soon after it is mended")
 	})
-}
-
-func TestChangedSpec(t *testing.T) {
-	scene(t, func(t *testing.T, n *node) {
-		n.backend.roles["secret/data/a"] = role{kind: Polled}
-		p := n.withOrders(time.Hour, 24*time.Hour)
-		require.NoError(t, p.mount())
-		before := p.files()
-
-		good := p.objects
-		p.objects = "- {objectName: x"
-		require.NoError(t, p.mount(), "a broken edit leaves the old files")
-		require.Equal(t, before, p.files())
-		require.Contains(t, p.status().Problem, "objects")
-
-		p.objects = good + kv("kv", "secret/data/nothing")
-		require.NoError(t, p.mount())
-		require.Equal(t, before, p.files())
-
-		p.objects = good + kv("kv", "secret/data/a")
-		n.backend.kv["secret/data/a"] = "v"
-		require.NoError(t, p.mount())
-		require.Equal(t, before["db-user"], p.files()["db-user"], "the read that did not change is carried over")
-		require.Equal(t, "v", p.files()["kv"])
-		require.Equal(t, 1, n.backend.mints["p "+orders])
-
-		p.objects = kv("kv", "secret/data/a")
-		require.NoError(t, p.mount())
-		require.Len(t, p.files(), 1)
-		pause(11 * time.Minute)
-		require.Zero(t, n.backend.count(), "what the edit removed is ended after the overlap")
-	})
-}
-
-func TestFailedFirstMount(t *testing.T) {
-	t.Run("down", func(t *testing.T) {
-		scene(t, func(t *testing.T, n *node) {
-			p := n.withOrders(time.Hour, 24*time.Hour)
-			n.backend.set(down)
-			start := time.Now()
-			require.ErrorContains(t, p.mount(), "connection refused")
-			require.Less(t, time.Since(start), 35*time.Second)
-			require.Empty(t, p.files())
-			n.backend.set(nil)
-			require.NoError(t, p.mount())
-			require.Equal(t, 1, n.backend.reads)
-		})
-	})
-	t.Run("denied is answered from memory", func(t *testing.T) {
-		scene(t, func(t *testing.T, n *node) {
-			p := n.withOrders(time.Hour, 24*time.Hour)
-			calls := 0
-			n.backend.set(func(_, _ string) error { calls++; return errDenied })
-			for range 5 {
-				require.ErrorContains(t, p.mount(), "permission denied")
-			}
-			require.Equal(t, 1, calls)
-			n.backend.set(nil)
-			pause(deniedMemory)
-			require.NoError(t, p.mount())
-		})
-	})
-	t.Run("the reads that succeeded are kept for the retry", func(t *testing.T) {
-		scene(t, func(t *testing.T, n *node) {
-			n.backend.roles["secret/data/a"] = role{kind: Polled}
-			p := n.withOrders(time.Hour, 24*time.Hour)
-			p.objects += kv("kv", "secret/data/a")
-			n.backend.set(func(_, path string) error {
-				if path == "secret/data/a" {
-					return errDenied
-				}
-				return nil
-			})
-			require.Error(t, p.mount())
-			n.backend.set(nil)
-			pause(deniedMemory)
-			require.NoError(t, p.mount())
-			require.Equal(t, 1, n.backend.mints["p "+orders])
-			require.Equal(t, 1, n.backend.logins)
-		})
-	})
-	t.Run("what was kept is ended when nobody comes back", func(t *testing.T) {
-		scene(t, func(t *testing.T, n *node) {
-			p := n.withOrders(time.Hour, 24*time.Hour)
-			p.objects += kv("kv", "secret/data/nothing")
-			require.Error(t, p.mount())
-			require.Equal(t, 1, n.backend.count())
-			pause(keepAttempt + time.Second)
-			require.Zero(t, n.backend.count())
-			require.Zero(t, n.backend.tokenCount())
-		})
-	})
-	t.Run("a slow read is taken up by the next Mount", func(t *testing.T) {
-		scene(t, func(t *testing.T, n *node) {
-			p := n.withOrders(time.Hour, 24*time.Hour)
-			n.backend.lag = 40 * time.Second
-			start := time.Now()
-			require.Error(t, p.mount())
-			require.Less(t, time.Since(start), 45*time.Second)
-			for p.mount() != nil {
-				pause(time.Second)
-			}
-			require.Equal(t, 1, n.backend.mints["p "+orders])
-			require.Equal(t, 1, n.backend.logins)
-		})
-	})
-}
-
-func TestVolumeUnmountedAndMountedAgain(t *testing.T) {
-	for _, after := range []time.Duration{time.Second, 3 * time.Minute} {
-		t.Run(after.String(), func(t *testing.T) {
-			scene(t, func(t *testing.T, n *node) {
-				p := n.withOrders(time.Hour, 24*time.Hour)
-				require.NoError(t, p.mount())
-				before := p.files()
-				n.mu.Lock()
-				delete(n.mounts, p.target)
-				n.mu.Unlock()
-				pause(after)
-				n.pod("p", p.objects)
-				require.NoError(t, p.mount())
-				require.True(t, p.works())
-				if after < goneAfter {
-					require.Equal(t, before, p.files(), "the credential just issued is handed out again")
-					require.Equal(t, 1, n.backend.reads)
-				} else {
-					require.Equal(t, 2, n.backend.reads)
-					pause(5 * time.Second)
-					require.Equal(t, 1, n.backend.count(), "the old grant is ended")
-				}
-			})
-		})
-	}
 }
 
 func TestEndsStayOwed(t *testing.T) {
@@ -461,21 +333,4 @@ func TestClockSteps(t *testing.T) {
 	require.True(t, isDue(now, now.Add(time.Hour), now.Add(time.Minute)), "issued in the future: the clock was set back")
 	require.False(t, isDue(now, now.Add(time.Hour), now.Add(-time.Minute)))
 	require.False(t, isDue(now, time.Time{}, now.Add(time.Minute)), "never due")
-}
-
-func TestTokenThatIsDeadAtOnceIsFollowedByAnother(t *testing.T) {
-	scene(t, func(t *testing.T, n *node) {
-		p := n.withOrders(time.Hour, 24*time.Hour)
-		first := true
-		n.backend.set(func(op, _ string) error {
-			if op == "read" && first {
-				first = false
-				return errDead
-			}
-			return nil
-		})
-		require.NoError(t, p.mount())
-		require.True(t, p.works())
-		require.Equal(t, 2, n.backend.logins)
-	})
 }

@@ -2,7 +2,7 @@ package lease
 
 import (
 	"errors"
-	"reflect"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -41,7 +41,7 @@ func (w *worker) grantsFor(a *attempt, send []*wanted, o order) ([]*grant, error
 		}
 		logins.Go(func() error {
 			err := w.login(g, wants[0], o)
-			if err == nil || classOf(err).Passing() {
+			if err == nil || !refusesIdentity(err) {
 				return err
 			}
 			old := w.fallback(wants)
@@ -81,7 +81,7 @@ func (w *worker) grantsFor(a *attempt, send []*wanted, o order) ([]*grant, error
 func (w *worker) usable(a *attempt, wants []*wanted, o order) *grant {
 	read := wants[0].read
 	for _, g := range w.rec.Grants {
-		if a.grants[g.ID] && !g.Ending && g.Source == read.Source && g.Login == read.Login {
+		if a.grants[g.ID] && g.reusable() && g.Source == read.Source && g.Login == read.Login {
 			return g
 		}
 	}
@@ -117,11 +117,15 @@ func (w *worker) login(g *grant, want *wanted, o order) error {
 	s, err := src.Login(w.m.ctx, w.caller(o.work), want.read.Login, id)
 	if fresh, ok := w.fresher(want.read.Login, id, o, err); ok {
 		sent = time.Now()
-		s, err = src.Login(w.m.ctx, w.caller(o.work), want.read.Login, fresh)
+		if s, err = src.Login(w.m.ctx, w.caller(o.work), want.read.Login, fresh); err == nil {
+			w.locked(func() { w.identity = fresh }) // reads may have to prove it too
+		}
 	}
 	w.m.metrics.logins.WithLabelValues(outcome(err)).Inc()
 	if err != nil {
-		w.locked(func() { w.lackIdentity(err) })
+		if refusesIdentity(err) {
+			w.locked(func() { w.lackIdentity(err) })
+		}
 		return blame(want, err)
 	}
 	w.locked(func() { w.needsID = nil })
@@ -134,13 +138,6 @@ func (w *worker) login(g *grant, want *wanted, o order) error {
 	}
 	g.begin(sent, s.TTL)
 	return nil
-}
-
-// sameSecret reports whether an identity with a Secret is the one that the last
-// Mount brought. Refused once, it is not tried at every republish: after some
-// refusals Vault locks the role for all who have it. mu is held.
-func (w *worker) sameSecret(id provider.Identity) bool {
-	return len(id.Secrets) > 0 && reflect.DeepEqual(w.identity, id)
 }
 
 // enter adds a new grant to the record.
@@ -162,16 +159,17 @@ func (w *worker) enter(a *attempt, g *grant) {
 // fallback returns a living grant for a replacement without fresh identity: one
 // under which a new lease would clearly outlive the present one.
 func (w *worker) fallback(wants []*wanted) *grant {
-	read := wants[0].read
-	g := w.rec.newest(read.Source, read.Login)
-	if g == nil || passed(time.Now(), g.Expires) && !g.Expires.IsZero() {
+	g := w.rec.newest(wants[0].read.Source, wants[0].read.Login)
+	if g == nil || slices.ContainsFunc(wants, func(want *wanted) bool { return !w.serves(g, want.prior) }) {
 		return nil
 	}
-	for _, want := range wants {
-		if l := want.prior; l != nil && l.Kind == Leased && !g.End.IsZero() &&
-			g.End.Before(w.rec.end(l).Add(scale(l.Length, replaceMargin))) {
-			return nil
-		}
-	}
 	return g
+}
+
+// serves reports whether a grant lives and can replace a lease; nil: there is none yet.
+func (w *worker) serves(g *grant, l *lease) bool {
+	if !g.Expires.IsZero() && passed(time.Now(), g.Expires) {
+		return false
+	}
+	return l == nil || l.Kind != Leased || g.End.IsZero() || !g.End.Before(w.rec.end(l).Add(scale(l.Length, replaceMargin)))
 }

@@ -33,8 +33,9 @@ const (
 )
 
 // OpenJournal opens the directory, made where it is missing, and waits until no
-// other process holds it or ctx ends. It refuses a directory that is not on a
-// tmpfs, is open to others, or can't be written.
+// other process holds it or ctx ends. It closes an empty one of mode 0755 to
+// others, as kubelet makes a hostPath that is missing, and refuses a directory that
+// is not on a tmpfs, is open to others otherwise, or can't be written.
 func OpenJournal(ctx context.Context, dir string, log *slog.Logger) (*Journal, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the state directory: %w", err)
@@ -47,12 +48,8 @@ func OpenJournal(ctx context.Context, dir string, log *slog.Logger) (*Journal, e
 		return nil, fmt.Errorf("using the state directory %s: it is not on a tmpfs, and Vault tokens must not reach a disk; "+
 			"choose one below /run, or mount a tmpfs there", dir)
 	}
-	info, err := os.Lstat(dir)
-	if err != nil {
-		return nil, fmt.Errorf("looking at the state directory: %w", err)
-	}
-	if !info.IsDir() || info.Mode().Perm() != 0o700 {
-		return nil, fmt.Errorf("using the state directory %s: its mode is %v, and others could read Vault tokens; run: chmod 0700 %[1]s", dir, info.Mode())
+	if err := requirePrivate(dir); err != nil {
+		return nil, err
 	}
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -63,6 +60,26 @@ func OpenJournal(ctx context.Context, dir string, log *slog.Logger) (*Journal, e
 		return nil, errors.Join(err, lock.Close())
 	}
 	return j, nil
+}
+
+// requirePrivate checks that the directory is closed to others, and closes one that
+// was just made for us. One with anything in it is left alone: --state-dir=/run is a
+// mistake that must not close the node's /run.
+func requirePrivate(dir string) error {
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return fmt.Errorf("looking at the state directory: %w", err)
+	}
+	if info.IsDir() && info.Mode().Perm() == 0o700 {
+		return nil
+	}
+	if entries, err := os.ReadDir(dir); err == nil && len(entries) == 0 && info.Mode() == fs.ModeDir|0o755 {
+		if err := os.Chmod(dir, 0o700); err != nil { //nolint:gosec // a directory that its owner could not enter is of no use
+			return fmt.Errorf("closing the state directory to others: %w", err)
+		}
+		return nil
+	}
+	return fmt.Errorf("using the state directory %s: its mode is %v, and others could read Vault tokens; run: chmod 0700 %[1]s", dir, info.Mode())
 }
 
 // acquire takes the lock that keeps two daemons from one journal, as during a

@@ -2,6 +2,7 @@ package lease
 
 import (
 	"context"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -113,11 +114,19 @@ func FuzzJournalRecord(f *testing.F) {
 }
 
 func TestJournalRefusesUnsafeDirectories(t *testing.T) {
-	t.Run("open to others", func(t *testing.T) {
+	t.Run("others may have written", func(t *testing.T) {
 		dir := tmpfsDir(t)
+		require.NoError(t, os.Chmod(dir, 0o775))
+		_, err := OpenJournal(t.Context(), dir, quiet)
+		require.ErrorContains(t, err, "chmod 0700")
+	})
+	t.Run("of others", func(t *testing.T) { // such as /run, by --state-dir=/run
+		dir := tmpfsDir(t)
+		require.NoError(t, os.Mkdir(filepath.Join(dir, "systemd"), 0o755))
 		require.NoError(t, os.Chmod(dir, 0o755))
 		_, err := OpenJournal(t.Context(), dir, quiet)
 		require.ErrorContains(t, err, "chmod 0700")
+		requireMode(t, dir, 0o755)
 	})
 	t.Run("on a disk", func(t *testing.T) {
 		_, err := OpenJournal(t.Context(), filepath.Join(t.TempDir(), "state"), quiet)
@@ -129,6 +138,23 @@ func TestJournalRefusesUnsafeDirectories(t *testing.T) {
 		_, err := OpenJournal(t.Context(), path, quiet)
 		require.Error(t, err)
 	})
+}
+
+// Kubelet makes a hostPath of type DirectoryOrCreate with 0755
+// (pkg/volume/hostpath), and the container sees it as its mount point.
+func TestJournalClosesADirectoryMadeByKubelet(t *testing.T) {
+	dir := tmpfsDir(t)
+	require.NoError(t, os.Chmod(dir, 0o755))
+	j := openJournal(t, dir)
+	require.NoError(t, j.Close())
+	requireMode(t, dir, 0o700)
+}
+
+func requireMode(t *testing.T, dir string, want fs.FileMode) {
+	t.Helper()
+	info, err := os.Stat(dir)
+	require.NoError(t, err)
+	require.Equal(t, want, info.Mode().Perm())
 }
 
 func TestJournalHasOneOwner(t *testing.T) {

@@ -11,8 +11,9 @@ import (
 )
 
 // backgroundWait is how long a rotation waits for all of its reads together;
-// those that have answered by then are swapped in without the others.
-const backgroundWait = 10 * time.Second
+// those that have answered by then are swapped in without the others. It is longer
+// than a source commonly holds a new AWS key back.
+const backgroundWait = 15 * time.Second
 
 // looksInARow is how many failed looks at what has no lease follow each other at
 // the pace of retries.
@@ -28,6 +29,7 @@ func (w *worker) maintain(ctx context.Context) {
 		w.welcome()
 		failed, renewed := w.renewDue(ctx, now)
 		dirty = dirty || renewed
+		w.foresee(time.Now())
 		w.replaceDue(ctx, failed)
 		w.retryChange(ctx)
 	}
@@ -51,6 +53,7 @@ func (w *worker) maintain(ctx context.Context) {
 func (w *worker) settle(now time.Time) {
 	held := w.held()
 	w.locked(func() { w.rec.settle(now, held) })
+	_ = w.count(w.rec.written(nil), true)
 }
 
 // lapse drops what was kept for a while: attempts, bytes, replaced directories
@@ -79,26 +82,6 @@ func (w *worker) lapse(now time.Time) (changed bool) {
 	}
 	w.locked(func() { w.rec.Retired = stay })
 	return changed || slices.ContainsFunc(w.rec.Leases, func(l *lease) bool { return !l.Until.IsZero() && passed(now, l.Until) })
-}
-
-// welcome lets what waited for an identity go on, when a Mount has brought one.
-func (w *worker) welcome() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !w.fresh {
-		return
-	}
-	w.fresh = false
-	for _, l := range w.rec.current() {
-		if l.Final || l.Kind != Leased {
-			l.Retry = time.Time{}
-		}
-	}
-	for _, g := range w.rec.Grants {
-		if g.final() && !g.Ending {
-			g.Retry = time.Time{}
-		}
-	}
 }
 
 // extension is one renewal under way.
@@ -314,15 +297,6 @@ func (w *worker) succeed(ctx context.Context, g *grant, now time.Time) {
 	w.rec.LastID++
 	fresh.ID, fresh.Pending = w.rec.LastID, false
 	w.rec.Grants = append(w.rec.Grants, fresh)
-}
-
-// lackIdentity remembers that only the next Mount can help. mu is held.
-func (w *worker) lackIdentity(err error) {
-	if classOf(err).Passing() || w.needsID != nil {
-		return
-	}
-	w.needsID = err
-	w.log.Warn("no usable identity: waiting for the driver's next republish", "reason", err)
 }
 
 // replaceDue issues again what is due, and swaps it in. When a part of it fails,

@@ -48,13 +48,14 @@ type Store interface {
 	SaveMark(volume.Mark) error
 }
 
-// Config is what a Manager works with. All fields but Registerer and Cluster are
-// required.
+// Config is what a Manager works with. All fields but MaxBytes, Registerer and
+// Cluster are required.
 type Config struct {
 	Sources    map[string]Source // by the name that objects call them
 	Files      Files
 	Store      Store
 	VersionKey []byte // keys the HMAC of object versions: equal on all nodes, they agree
+	MaxBytes   int64  // of memory that the files of all volumes may take together; 0: no bound
 	Log        *slog.Logger
 	Registerer prometheus.Registerer // nil: metrics are counted but not registered
 	Cluster    Cluster               // zero: the Kubernetes API is neither asked nor told
@@ -67,11 +68,13 @@ type Config struct {
 type Manager struct {
 	Config
 	metrics *metrics
+	opened  time.Time
 	ctx     context.Context // ends when the manager closes: nothing new is begun
 	cancel  context.CancelFunc
 	work    sync.WaitGroup // every goroutine
 	queue   *queue
 	pacer   *pacer
+	budget  budget
 
 	mu      sync.Mutex
 	volumes map[string]*worker // by target
@@ -97,7 +100,8 @@ func Open(c Config) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{
-		Config: c, metrics: newMetrics(c.Registerer), queue: newQueue(), pacer: newPacer(),
+		Config: c, opened: time.Now(), metrics: newMetrics(c.Registerer), queue: newQueue(max(tick, c.sweep)), pacer: newPacer(),
+		budget:  budget{most: c.MaxBytes, spaces: map[string]int64{}},
 		volumes: map[string]*worker{}, ended: map[string]*worker{}, mark: mark,
 	}
 	m.Sources = make(map[string]Source, len(c.Sources))

@@ -48,6 +48,7 @@ type collector struct {
 	volumes *prometheus.Desc
 	expired *prometheus.Desc
 	owed    *prometheus.Desc
+	bytes   *prometheus.Desc
 }
 
 // Describe implements prometheus.Collector.
@@ -71,6 +72,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	ch <- prometheus.MustNewConstMetric(c.expired, prometheus.GaugeValue, float64(expired))
 	ch <- prometheus.MustNewConstMetric(c.owed, prometheus.GaugeValue, float64(owed))
+	ch <- prometheus.MustNewConstMetric(c.bytes, prometheus.GaugeValue, float64(c.m.budget.total()))
 }
 
 func newCollector(m *Manager) collector {
@@ -79,6 +81,7 @@ func newCollector(m *Manager) collector {
 		volumes: prometheus.NewDesc("tenure_volumes", "Volumes by state.", []string{"state"}, nil),
 		expired: prometheus.NewDesc("tenure_leases_expired", "Leases in live files that are past their end.", nil, nil),
 		owed:    prometheus.NewDesc("tenure_owed_ends", "Grants and leases whose end at the backend is still owed.", nil, nil),
+		bytes:   prometheus.NewDesc("tenure_volume_bytes", "Memory that the files of all volumes take; --volume-budget bounds it.", nil, nil),
 	}
 }
 

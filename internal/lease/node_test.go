@@ -1,10 +1,10 @@
 package lease
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -37,9 +37,12 @@ type node struct {
 	mark    volume.Mark
 	effects int // of this life of the daemon
 	sweep   time.Duration
-	writes  int // swaps
-	cluster Cluster
-	wrong   []string
+	log     io.Writer // nil: nowhere
+	// maxBytes is the budget of volumes, from the next start on
+	maxBytes int64
+	writes   int // swaps
+	cluster  Cluster
+	wrong    []string
 
 	writeErr, saveErr, currentErr error // faults of the node itself
 }
@@ -89,13 +92,13 @@ func newNode(t *testing.T) *node {
 func (n *node) start(killAt int) {
 	n.effects = 0
 	n.daemon = &instance{backend: n.backend, n: n, killAt: killAt}
-	out := io.Discard
-	if os.Getenv("TENURE_TEST_LOG") != "" {
-		out = os.Stderr
+	log := slog.New(slog.DiscardHandler)
+	if out := n.log; out != nil || os.Getenv("TENURE_TEST_LOG") != "" {
+		log = slog.New(slog.NewTextHandler(cmp.Or(out, io.Writer(os.Stderr)), nil))
 	}
 	m, err := Open(Config{
 		Sources: map[string]Source{"vault": n.daemon}, Files: n.daemon, Store: store{n.daemon}, VersionKey: []byte("key"),
-		Log: slog.New(slog.NewTextHandler(out, nil)), sweep: n.sweep, Cluster: n.cluster,
+		Log: log, sweep: n.sweep, MaxBytes: n.maxBytes, Cluster: n.cluster,
 	})
 	require.NoError(n.t, err)
 	n.m = m
@@ -356,103 +359,4 @@ func (i store) SaveMark(m volume.Mark) error {
 	defer i.n.mu.Unlock()
 	i.n.mark = m
 	return nil
-}
-
-// pod is a pod with one volume.
-type pod struct {
-	n       *node
-	name    string
-	target  string
-	objects string // the SPC's objects
-	expires time.Time
-	secrets map[string]provider.Secret
-}
-
-// db is an object pair on one dynamic read, kv and cert single ones.
-func db(name, path string) string {
-	return fmt.Sprintf("- {objectName: %[1]s-user, secretPath: %[2]s, secretKey: username}\n- {objectName: %[1]s-pass, secretPath: %[2]s, secretKey: password}\n", name, path)
-}
-
-func kv(name, path string) string {
-	return fmt.Sprintf("- {objectName: %s, secretPath: %s, secretKey: value}\n", name, path)
-}
-
-func (n *node) pod(name, objects string) *pod {
-	p := &pod{n: n, name: name, objects: objects, target: "/k/pods/" + name + "/volumes/kubernetes.io~csi/v/mount"}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.pods[name] = true
-	n.mounts[p.target] = &mounted{present: true, pod: name, dirs: map[string]map[string]volume.File{}}
-	return p
-}
-
-func (p *pod) request() provider.Request {
-	attrs := map[string]string{"roleName": "r", "objects": p.objects}
-	expires := p.expires
-	if expires.IsZero() {
-		expires = time.Now().Add(time.Hour)
-	}
-	return provider.Request{
-		Pod:    provider.Pod{Name: p.name, Namespace: "ns", UID: p.name, ServiceAccount: "sa"},
-		Target: p.target, Provider: "tenure", Mode: 0o644, Attributes: attrs, SpecHash: digest(attrs),
-		Identity: provider.Identity{Tokens: map[string]provider.Token{"vault": {Value: "jwt", Expires: expires}}, Secrets: p.secrets},
-	}
-}
-
-// mount is a first Mount or a republish.
-func (p *pod) mount() error {
-	_, err := p.n.m.Mount(context.Background(), p.request())
-	synctest.Wait()
-	return err
-}
-
-// delete removes the pod with its directory.
-func (p *pod) delete() {
-	p.n.mu.Lock()
-	defer p.n.mu.Unlock()
-	delete(p.n.pods, p.name)
-	delete(p.n.mounts, p.target)
-}
-
-// files returns the bytes of the present generation.
-func (p *pod) files() map[string]string {
-	p.n.mu.Lock()
-	defer p.n.mu.Unlock()
-	out := map[string]string{}
-	if v := p.n.mounts[p.target]; v != nil {
-		for path, f := range v.dirs[v.current] {
-			out[path] = string(f.Data)
-		}
-	}
-	return out
-}
-
-// status returns the daemon's word on the pod's volume.
-func (p *pod) status() VolumeStatus {
-	for _, v := range p.n.m.Status() {
-		if v.Target == p.target && v.State != Ending {
-			return v
-		}
-	}
-	return VolumeStatus{}
-}
-
-// lease returns a copy of the first lease that the daemon holds for the pod.
-func (p *pod) lease() lease {
-	w := p.n.m.volumes[p.target]
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return *w.rec.current()[0]
-}
-
-// works is I1 for one pod: the leases of all its files are alive.
-func (p *pod) works() bool {
-	p.n.backend.mu.Lock()
-	defer p.n.backend.mu.Unlock()
-	for _, data := range p.files() {
-		if id := leaseOf([]byte(data)); strings.HasPrefix(id, "lease-") && !p.n.backend.leaseAlive(id) {
-			return false
-		}
-	}
-	return true
 }

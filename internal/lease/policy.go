@@ -11,6 +11,9 @@ const (
 	renewAt     = 0.60 // a renewable lease is renewed, any other replaced, at L·(renewAt + renewSpread·u)
 	renewSpread = 0.10
 
+	aheadLeast  = 0.40 // what readers refuse before its end is replaced earlier, but not before this part of L
+	aheadSpread = 0.05
+
 	defaultOverlap = 10 * time.Minute // how long a replaced credential goes on working, at most L/5
 	replaceMargin  = 0.10             // a known end is met this far before the overlap must begin
 	replaceSpread  = 0.05
@@ -56,6 +59,14 @@ func truncated(granted, length time.Duration) bool {
 // renewal returns when to renew what was granted at start for length.
 func renewal(start time.Time, length time.Duration, u float64) time.Time {
 	return start.Add(scale(length, renewAt+renewSpread*u))
+}
+
+// ahead returns when to replace what was issued at start so that headroom is left
+// of its length, as its readers want.
+func ahead(start time.Time, length, headroom time.Duration, u float64) time.Time {
+	latest := min(scale(length, renewAt), length-headroom)
+	earliest := max(scale(latest, 1-aheadSpread), scale(length, aheadLeast))
+	return start.Add(scale(earliest, 1+aheadSpread*u))
 }
 
 // replacement returns when to replace a lease whose end has become known at now.

@@ -19,6 +19,18 @@ func TestPolicyNumbers(t *testing.T) {
 	require.Equal(t, after(36*time.Minute), renewal(t0, time.Hour, 0))
 	require.Equal(t, after(42*time.Minute), renewal(t0, time.Hour, 1))
 
+	// Sessions of AWS, of which 20 minutes are to be left.
+	for _, row := range []struct{ length, first, last time.Duration }{
+		{12 * time.Hour, 410*time.Minute + 24*time.Second, 430*time.Minute + 55*time.Second + 200*time.Millisecond},
+		{time.Hour, 34*time.Minute + 12*time.Second, 35*time.Minute + 54*time.Second + 600*time.Millisecond},
+		{40 * time.Minute, 19 * time.Minute, 19*time.Minute + 57*time.Second},
+		{30 * time.Minute, 12 * time.Minute, 12*time.Minute + 36*time.Second},
+		{15 * time.Minute, 6 * time.Minute, 6*time.Minute + 18*time.Second},
+	} {
+		require.Equal(t, after(row.first), ahead(t0, row.length, 20*time.Minute, 0), row.length)
+		require.Equal(t, after(row.last), ahead(t0, row.length, 20*time.Minute, 1), row.length)
+	}
+
 	// A lease of 20 s under a maximum of 60 s.
 	require.Equal(t, 4*time.Second, overlapOf(0, 20*time.Second))
 	require.Equal(t, after(17*time.Second), hardDeadline(after(20*time.Second), 20*time.Second))

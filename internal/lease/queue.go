@@ -9,11 +9,13 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// tick bounds how late a suspend or a step of the wall clock is noticed.
+// tick bounds how late a suspend or a step of the wall clock is noticed, but in
+// simulations of long times.
 const tick = 5 * time.Second
 
 // queue is the one heap of what is due when.
 type queue struct {
+	tick    time.Duration
 	mu      sync.Mutex
 	heap    dueHeap
 	scanned time.Time     // when all entries were last looked at
@@ -27,7 +29,7 @@ type entry struct {
 	index int           // in the heap; -1 outside
 }
 
-func newQueue() *queue { return &queue{changed: make(chan struct{}, 1)} }
+func newQueue(tick time.Duration) *queue { return &queue{tick: tick, changed: make(chan struct{}, 1)} }
 
 // set puts the entry at a time, or takes it out when at is zero.
 func (q *queue) set(e *entry, at time.Time) {
@@ -56,9 +58,9 @@ func (q *queue) until(now time.Time) time.Duration {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if len(q.heap) == 0 {
-		return tick
+		return q.tick
 	}
-	return min(max(q.heap[0].at.Sub(now), 0), tick)
+	return min(max(q.heap[0].at.Sub(now), 0), q.tick)
 }
 
 // due takes out what has come due.
@@ -69,7 +71,7 @@ func (q *queue) due(now time.Time) []*worker {
 	for len(q.heap) > 0 && passed(now, q.heap[0].at) {
 		ws = append(ws, heap.Pop(&q.heap).(*entry).w)
 	}
-	if now.Sub(q.scanned) < tick {
+	if now.Sub(q.scanned) < q.tick {
 		return ws
 	}
 	// After a suspend an entry may be due by the wall clock that is not the first

@@ -232,7 +232,7 @@ func (w *worker) await(a *attempt, missing []*wanted, o order) error {
 		case <-r.done:
 		case <-timeout.C:
 			return blame(want, &provider.Error{
-				Class: provider.Deadline, Cause: "no answer to the read of " + want.read.Path + " yet; it goes on, and the next try uses its answer",
+				Class: provider.Deadline, Cause: "no answer to the read of " + want.read.Subject() + " yet; it goes on, and the next try uses its answer",
 			})
 		case <-o.ctx.Done():
 			return blame(want, &provider.Error{Class: provider.Unavailable, Cause: "the rotation made way for a Mount; it is taken up again"})
@@ -331,6 +331,9 @@ func (w *worker) swap(a *attempt, wants []*wanted, o order) error {
 
 // write journals the new generation, switches the files and adopts it.
 func (w *worker) write(gen *generation, files []volume.File, o order, now time.Time) error {
+	if err := w.grow(gen, o); err != nil {
+		return err
+	}
 	w.mu.Lock()
 	w.rec.Pending = gen
 	w.mu.Unlock()

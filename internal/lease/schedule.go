@@ -41,6 +41,8 @@ func (r *Record) schedule(l *lease, start, now time.Time) {
 		l.finish(Truncated, replacement(now, end, l.Length, l.Overlap, l.Jitter))
 	case l.Renewable:
 		l.Due = renewal(start, l.Length, l.Jitter)
+	case l.Headroom > 0:
+		l.finish(Scheduled, ahead(start, l.Length, l.Headroom, l.Jitter))
 	default:
 		l.finish(Scheduled, renewal(start, l.Length, l.Jitter))
 	}
@@ -137,6 +139,9 @@ func (w *worker) next() time.Time {
 	}
 	for _, l := range w.rec.current() {
 		soon(l.at())
+		if from, why := w.lacking(l); why != nil && from.After(time.Now()) {
+			soon(from)
+		}
 	}
 	if w.change != nil {
 		soon(w.change.next)

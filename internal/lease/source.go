@@ -59,6 +59,9 @@ type Session struct {
 	Revocable bool          // false for batch tokens: EndSession must not be called
 	Borrowed  bool          // somebody's own token, with Revocable false: it is never ended, the leases under it are, one by one
 	MaxTTL    time.Duration // last possible end from now on; 0: not known or none
+	// Identity is what the pod can prove now, for sources without a token: they
+	// prove it at each read. In memory only; set by the worker.
+	Identity provider.Identity
 }
 
 // Issued is the answer to a read.
@@ -68,6 +71,9 @@ type Issued struct {
 	TTL       time.Duration // life of what was issued; 0: no end known
 	Renewable bool
 	Kind      Kind
+	// Headroom is how much of its life must be left when it is replaced, because
+	// readers refuse what is about to end; 0: what the policy leaves anyway.
+	Headroom time.Duration
 	// Next is when a static role's backend rotates next, from now on; 0: not static.
 	Next time.Duration
 }

@@ -106,9 +106,12 @@ type lease struct {
 	Tries     int       `json:"tries,omitempty"`
 	Jitter    float64   `json:"jitter"`
 	Renewable bool      `json:"renewable,omitempty"`
-	Until     time.Time `json:"until,omitzero"` // replaced: works until then
+	Until     time.Time `json:"until,omitzero"`  // replaced: works until then
+	Bytes     int64     `json:"bytes,omitempty"` // of memory that its files take
 	Objects   []object  `json:"objects"`
 	Problem   string    `json:"problem,omitempty"`
+	// Headroom is how much of L must be left when it is replaced; 0: what the policy leaves.
+	Headroom time.Duration `json:"headroom,omitempty"`
 }
 
 // object is one object of a generation: its version and its files.
@@ -198,11 +201,15 @@ func (g *grant) session() Session {
 	}
 }
 
+// reusable reports whether a grant can stand for another login. One without a
+// token can't: each read proves the pod's identity anew.
+func (g *grant) reusable() bool { return g.Token != "" && !g.Ending }
+
 // newest returns the grant that further reads of this login may use.
 func (r *Record) newest(source string, login provider.Login) *grant {
 	var best *grant
 	for _, g := range r.Grants {
-		if g.Source == source && g.Login == login && !g.Ending && !g.Pending && (best == nil || g.ID > best.ID) {
+		if g.reusable() && g.Source == source && g.Login == login && !g.Pending && (best == nil || g.ID > best.ID) {
 			best = g
 		}
 	}

@@ -38,7 +38,9 @@ type LeaseStatus struct {
 	Expires   time.Time `json:"expires,omitzero"`
 	Next      time.Time `json:"next,omitzero"` // when it is renewed, replaced or looked at
 	Renewable bool      `json:"renewable"`
-	Problem   string    `json:"problem,omitempty"`
+	// Unrevocable says that nobody can end it before Expires: it outlives its pod.
+	Unrevocable bool   `json:"unrevocable,omitempty"`
+	Problem     string `json:"problem,omitempty"`
 }
 
 // Status tells what is held until when, in no order.
@@ -78,6 +80,7 @@ func (w *worker) report(now time.Time) VolumeStatus {
 			s.Objects = append(s.Objects, o.ID)
 		}
 		g := r.grant(l.Grant)
+		s.Unrevocable = l.Kind == Leased && (l.LeaseID == "" || g != nil && !g.Revocable && !g.Borrowed)
 		if !s.Expires.IsZero() && passed(now, s.Expires) || l.LeaseID != "" && g != nil && !g.Expires.IsZero() && passed(now, g.Expires) {
 			s.State, v.State = Expired, Expired
 		}

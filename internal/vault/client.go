@@ -18,6 +18,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/tenure-csi/tenure/internal/gate"
 )
 
 const (
@@ -160,7 +162,7 @@ func newClient(conf *tls.Config, refuseLocalAddr bool, dial dialFunc) *http.Clie
 			DialContext:            dial,
 			TLSClientConfig:        conf,
 			TLSHandshakeTimeout:    dialTimeout,
-			MaxIdleConnsPerHost:    slots,
+			MaxIdleConnsPerHost:    gate.Slots,
 			IdleConnTimeout:        idleTimeout,
 			DisableCompression:     true,
 			MaxResponseHeaderBytes: 64 << 10,

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/tenure-csi/tenure/internal/gate"
 	"github.com/tenure-csi/tenure/internal/lease"
 	"github.com/tenure-csi/tenure/provider"
 )
@@ -59,9 +60,9 @@ func (c call) fail(v lease.Verdict, class provider.Class, field, cause, remedy s
 // crowded is the Failure of a call that got no room to be sent.
 func crowded(c call, err error) *lease.Failure {
 	var f *lease.Failure
-	if errors.Is(err, errSlowed) {
+	if errors.Is(err, gate.ErrSlowed) {
 		f = c.fail(lease.Retry, provider.Exhausted, "", fmt.Sprintf(
-			"%d calls of namespace %s have had no answer for over %s", namespaceSlowed, c.by.Pod.Namespace, slowAfter),
+			"%d calls of namespace %s have had no answer for over %s", gate.NamespaceSlowed, c.by.Pod.Namespace, gate.SlowAfter),
 			"look at the secrets engine or database behind this path")
 	} else {
 		f = c.fail(lease.Retry, provider.Deadline, "", "too many other calls were in flight for too long", "")
@@ -78,6 +79,9 @@ func classify(c call, a answer) *lease.Failure {
 	switch {
 	case a.err != nil:
 		f = unanswered(c, a)
+	case a.status == 400 && a.contentType == "" && strings.HasPrefix(c.to.addr, "http:"):
+		// Go's answer, and so Vault's, to plain HTTP where TLS is spoken.
+		f = c.fail(lease.Retry, provider.Precondition, "vaultAddress", "the server there speaks TLS", "begin the address with https://")
 	case c.op == opLogin && (a.status == 400 || a.status == 403 || a.status == 404):
 		f = refusedLogin(c, a)
 	case a.status == 400:
@@ -122,7 +126,7 @@ func badRequest(c call, a answer) *lease.Failure {
 // line in a policy.
 func forbidden(c call, a answer) *lease.Failure {
 	if a.says("invalid token") {
-		return c.fail(lease.DeadAuth, provider.Precondition, "", "the token has expired or was revoked", "")
+		return buried(c)
 	}
 	capability := "update"
 	if c.method == http.MethodGet {
@@ -137,6 +141,11 @@ func forbidden(c call, a answer) *lease.Failure {
 		field = "secretPath"
 	}
 	return c.fail(lease.Refused, provider.Denied, field, told(c, a), bounded(remedy))
+}
+
+// buried is the Failure of a call under a dead token.
+func buried(c call) *lease.Failure {
+	return c.fail(lease.DeadAuth, provider.Precondition, "", "the token has expired or was revoked", "")
 }
 
 // notFound is a 404: nothing there, a deleted version, or no engine at all.
@@ -220,7 +229,9 @@ func unanswered(c call, a answer) *lease.Failure {
 }
 
 // reason puts an error of the transport, of TLS or of decoding into words. The
-// errors' own texts may quote what a hostile server sent, and are not shown.
+// errors' own texts may quote what a hostile server sent, and are not shown. TLS
+// settings that do not fit are no passing fault: whoever waits is told at once,
+// and only background work tries again.
 func reason(a answer) (v lease.Verdict, class provider.Class, field, cause, remedy string) {
 	var (
 		expired   x509.CertificateInvalidError
@@ -249,18 +260,18 @@ func reason(a answer) (v lease.Verdict, class provider.Class, field, cause, reme
 		return lease.Wrong, provider.Denied, "vaultAddress", "the address is one of the node itself", "use an address of Vault; only the operator can allow a local one, with --vault-addr"
 	case errors.As(err, &expired):
 		if expired.Reason == x509.Expired && expired.Cert != nil {
-			return lease.Retry, unusable, "", fmt.Sprintf("Vault's TLS certificate is valid from %s to %s only",
+			return lease.Retry, provider.Precondition, "", fmt.Sprintf("Vault's TLS certificate is valid from %s to %s only",
 				expired.Cert.NotBefore.UTC().Format(time.RFC3339), expired.Cert.NotAfter.UTC().Format(time.RFC3339)), "renew Vault's certificate"
 		}
-		return lease.Retry, unusable, "", "Vault's TLS certificate is not valid for a server", "give Vault a server certificate"
+		return lease.Retry, provider.Precondition, "", "Vault's TLS certificate is not valid for a server", "give Vault a server certificate"
 	case errors.As(err, &unknown):
-		return lease.Retry, unusable, "vaultCACertPath", "Vault's TLS certificate is signed by an unknown authority", "set vaultCACertPath to the CA that signed it"
+		return lease.Retry, provider.Precondition, "vaultCACertPath", "Vault's TLS certificate is signed by an unknown authority", "set vaultCACertPath to the CA that signed it"
 	case errors.As(err, &host):
-		return lease.Retry, unusable, "vaultTLSServerName", "Vault's TLS certificate is for another host name", "use a name of the certificate in vaultAddress, or set vaultTLSServerName to one"
+		return lease.Retry, provider.Precondition, "vaultTLSServerName", "Vault's TLS certificate is for another host name", "use a name of the certificate in vaultAddress, or set vaultTLSServerName to one"
 	case errors.As(err, &alert):
-		return lease.Retry, unusable, "vaultTLSClientCertPath", "Vault refuses the TLS connection (" + bounded(alert.Error()) + ")", "if Vault asks for client certificates, set vaultTLSClientCertPath and vaultTLSClientKeyPath"
+		return lease.Retry, provider.Precondition, "vaultTLSClientCertPath", "Vault refuses the TLS connection (" + bounded(alert.Error()) + ")", "if Vault asks for client certificates, set vaultTLSClientCertPath and vaultTLSClientKeyPath"
 	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
-		return lease.Retry, unusable, "vaultAddress", "the server there does not speak TLS", "check scheme and port of vaultAddress"
+		return lease.Retry, provider.Precondition, "vaultAddress", "the server there does not speak TLS", "check scheme and port of vaultAddress"
 	case errors.Is(err, errEmpty):
 		return lease.Retry, unusable, "", "Vault's answer is empty", ""
 	case errors.Is(err, errTooLarge):

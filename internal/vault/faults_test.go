@@ -15,6 +15,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/tenure-csi/tenure/internal/gate"
 	"github.com/tenure-csi/tenure/internal/lease"
 	"github.com/tenure-csi/tenure/provider"
 )
@@ -243,7 +244,7 @@ func TestOneHangingTenantDelaysNobody(t *testing.T) {
 func TestCallerLeavesTheQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := bubbled(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
-		for range namespaceSlots {
+		for range gate.Slots / 2 {
 			go func() { _, _ = s.Read(context.Background(), mount, opened(), creds) }()
 		}
 		synctest.Wait()
@@ -254,7 +255,7 @@ func TestCallerLeavesTheQueue(t *testing.T) {
 		require.ErrorIs(t, f.Problem.Err, context.DeadlineExceeded)
 		require.False(t, f.MayHaveMinted, "it was never sent")
 
-		time.Sleep(slowAfter)
+		time.Sleep(gate.SlowAfter)
 		_, err = s.Read(t.Context(), mount, opened(), creds)
 		f = failure(t, err)
 		require.Equal(t, provider.Exhausted, f.Problem.Class)

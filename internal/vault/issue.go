@@ -26,12 +26,15 @@ func issue(c call, a answer, now time.Time) (lease.Issued, *lease.Failure) {
 	if f := shape(c, a); f != nil {
 		return out, f
 	}
+	session, _ := awsKeys(a)
 	switch kv2, meta := kvVersion2(c, a); {
 	case meta != nil && kv2 == nil:
 		return out, deleted(c, meta)
 	case meta != nil:
 		out.Secret.Data = kv2
 		out.TTL = until(meta["deletion_time"], now)
+	case session:
+		awsSession(&out, a)
 	case a.LeaseID != "":
 		out.Kind, out.TTL = lease.Leased, seconds(a.LeaseDuration)
 	case a.MountType == "kv":
@@ -45,11 +48,6 @@ func issue(c call, a answer, now time.Time) (lease.Issued, *lease.Failure) {
 			return out, f
 		}
 		out.Kind, out.TTL = lease.Leased, min(time.Unix(end, 0).Sub(now), maxSeconds*time.Second)
-	case a.Data["access_key"] != nil && a.Data["secret_key"] != nil:
-		// An AWS role with no_lease: the session's life is in the data alone.
-		if ttl, ok := whole(a.Data["ttl"]); ok && ttl > 0 {
-			out.Kind, out.TTL = lease.Leased, seconds(int(min(ttl, maxSeconds)))
-		}
 	}
 	if out.TTL > 0 && !out.Renewable {
 		out.Secret.Expires = now.Add(out.TTL)

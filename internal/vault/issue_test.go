@@ -40,8 +40,8 @@ func TestIssue(t *testing.T) {
 			0,
 		},
 		{
-			"lease that can't be renewed", "GET", `{"lease_id":"aws/sts/x/1","lease_duration":899,"renewable":false,"data":{"access_key":"A","secret_key":"B","ttl":899}}`,
-			lease.Issued{Kind: lease.Leased, LeaseID: "aws/sts/x/1", TTL: 899 * time.Second},
+			"lease that can't be renewed", "GET", `{"lease_id":"x/1","lease_duration":899,"renewable":false,"data":{"a":"b"}}`,
+			lease.Issued{Kind: lease.Leased, LeaseID: "x/1", TTL: 899 * time.Second},
 			nil, 899 * time.Second,
 		},
 		{
@@ -51,7 +51,7 @@ func TestIssue(t *testing.T) {
 			0,
 		},
 		{
-			"kv 1 that looks like others", "GET", `{"mount_type":"kv","data":{"access_key":"a","secret_key":"b","ttl":3600,"certificate":"c","expiration":1,"last_vault_rotation":"x"}}`,
+			"kv 1 that looks like others", "GET", `{"mount_type":"kv","data":{"access_key":"a","secret_key":"b","session_token":"c","ttl":3600,"certificate":"c","expiration":1,"last_vault_rotation":"x"}}`,
 			lease.Issued{Kind: lease.Polled},
 			nil, 0,
 		},
@@ -94,9 +94,34 @@ func TestIssue(t *testing.T) {
 			nil, 0,
 		},
 		{
-			"aws session without a lease", "GET", `{"data":{"access_key":"A","secret_key":"B","security_token":"C","ttl":3599}}`,
-			lease.Issued{Kind: lease.Leased, TTL: 3599 * time.Second},
+			"aws session", "GET", `{"lease_id":"aws/sts/x/1","lease_duration":3599,"renewable":false,"mount_type":"aws","data":{"access_key":"A","secret_key":"B","session_token":"C","security_token":"C","ttl":3599}}`,
+			lease.Issued{Kind: lease.Leased, TTL: 3599 * time.Second, Headroom: 20 * time.Minute},
 			nil, 3599 * time.Second,
+		},
+		{
+			"aws session that ends before its lease", "PUT", `{"lease_id":"aws/sts/x/1","lease_duration":7200,"data":{"access_key":"A","secret_key":"B","session_token":"C","ttl":899}}`,
+			lease.Issued{Kind: lease.Leased, TTL: 899 * time.Second, Headroom: 20 * time.Minute},
+			nil, 899 * time.Second,
+		},
+		{
+			"aws session that outlives its lease", "GET", `{"lease_id":"aws/sts/x/1","lease_duration":900,"data":{"access_key":"A","secret_key":"B","session_token":"C","ttl":3600}}`,
+			lease.Issued{Kind: lease.Leased, TTL: 900 * time.Second, Headroom: 20 * time.Minute},
+			nil, 900 * time.Second,
+		},
+		{
+			"aws session of a role with no_lease", "GET", `{"lease_duration":2764800,"data":{"access_key":"A","secret_key":"B","security_token":"C","ttl":3599}}`,
+			lease.Issued{Kind: lease.Leased, TTL: 3599 * time.Second, Headroom: 20 * time.Minute},
+			nil, 3599 * time.Second,
+		},
+		{
+			"aws user", "GET", `{"lease_id":"aws/creds/x/1","lease_duration":3600,"renewable":true,"mount_type":"aws","data":{"access_key":"A","secret_key":"B","session_token":null}}`,
+			lease.Issued{Kind: lease.Leased, LeaseID: "aws/creds/x/1", TTL: time.Hour, Renewable: true},
+			nil, 0,
+		},
+		{
+			"aws static role", "GET", `{"mount_type":"aws","data":{"access_key":"A","secret_key":"B"}}`,
+			lease.Issued{Kind: lease.Polled},
+			nil, 0,
 		},
 		{"issued without an end", "PUT", `{"data":{"signed_key":"k"}}`, lease.Issued{Kind: lease.Once}, nil, 0},
 		{
@@ -145,6 +170,7 @@ func FuzzIssue(f *testing.F) {
 	f.Add(`{"data":{"data":{"a":"b"},"metadata":{"version":3,"created_time":"t","deletion_time":"2026-11-21T12:10:00Z"}}}`, true)
 	f.Add(`{"data":{"certificate":"c","expiration":9223372036854775807}}`, false)
 	f.Add(`{"data":{"access_key":"c","secret_key":{},"ttl":-1}}`, false)
+	f.Add(`{"lease_id":"x","lease_duration":1,"data":{"access_key":"c","secret_key":"d","session_token":"e","ttl":9223372036854775807}}`, true)
 	f.Fuzz(func(t *testing.T, body string, get bool) {
 		r, err := decode(strings.NewReader(body))
 		if err != nil {

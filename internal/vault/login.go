@@ -3,10 +3,7 @@ package vault
 import (
 	"context"
 	"errors"
-	"maps"
 	"net/http"
-	"slices"
-	"strings"
 
 	"github.com/tenure-csi/tenure/internal/lease"
 	"github.com/tenure-csi/tenure/provider"
@@ -19,12 +16,16 @@ const approle = "approle"
 const secretRef = "nodePublishSecretRef"
 
 // Login implements lease.Source for the methods kubernetes and jwt, which are
-// the same request, and approle. It makes one call: what the answer does not
-// tell (period, explicit max TTL) is left unknown, MaxTTL 0, and shows as
-// truncated renewals. A login given up by ctx may leave a token without leases
-// until its TTL, and has used up a use of a limited secret_id.
+// the same request, approle, and aws, which asks STS first where the identity is
+// the pod's. It makes one call to Vault: what the answer does not tell (period,
+// explicit max TTL) is left unknown, MaxTTL 0, and shows as truncated renewals. A
+// login given up by ctx may leave a token without leases until its TTL, and has
+// used up a use of a limited secret_id.
 func (s *Source) Login(ctx context.Context, by lease.Caller, login provider.Login, id provider.Identity) (lease.Session, error) {
-	body, secrets, err := proof(by.Pod, login, id)
+	body, secrets, err := s.proof(ctx, by, login, id)
+	if f, ok := errors.AsType[*lease.Failure](err); ok {
+		return lease.Session{}, f
+	}
 	if err != nil {
 		f := &lease.Failure{Verdict: lease.Wrong, Problem: provider.Error{Class: provider.Precondition, Cause: "the pod has no usable identity", Err: err}}
 		var known *provider.Error
@@ -49,43 +50,21 @@ func (s *Source) Login(ctx context.Context, by lease.Caller, login provider.Logi
 }
 
 // proof is what a login sends, and what of it must not be seen.
-func proof(pod provider.Pod, login provider.Login, id provider.Identity) (body map[string]any, secrets []provider.Secret, err error) {
-	if login.Method == approle {
-		return appRole(id.Secrets)
+func (s *Source) proof(ctx context.Context, by lease.Caller, login provider.Login, id provider.Identity) (body map[string]any, secrets []provider.Secret, err error) {
+	switch login.Method {
+	case approle:
+	case awsLogin:
+		return s.awsProof(ctx, by, login, id)
+	default:
+		jwt, err := id.TokenFor(login.Audience, by.Pod)
+		return map[string]any{"role": login.Role, "jwt": jwt.Value.Reveal()}, []provider.Secret{jwt.Value}, err
 	}
-	jwt, err := id.TokenFor(login.Audience, pod)
-	return map[string]any{"role": login.Role, "jwt": jwt.Value.Reveal()}, []provider.Secret{jwt.Value}, err
-}
-
-// appRole is proof out of the nodePublishSecretRef Secret. Space around a value
-// is an editor's; Vault cuts it off too, so that its texts would quote the rest.
-func appRole(data map[string]provider.Secret) (body map[string]any, secrets []provider.Secret, err error) {
-	body = map[string]any{}
-	var missing []string
-	for _, key := range []string{"secret_id", "role_id"} {
-		value := strings.TrimSpace(data[key].Reveal())
-		if value == "" {
-			missing = append(missing, key)
-		}
-		body[key] = value
-		secrets = append(secrets, provider.Secret(value))
+	roleID, secretID, err := id.AppRole()
+	body = map[string]any{"role_id": roleID.Reveal()}
+	if secretID != "" {
+		body["secret_id"] = secretID.Reveal()
 	}
-	if missing == nil {
-		return body, secrets, nil
-	}
-	const wanted = "name a Secret with the keys role_id and secret_id in nodePublishSecretRef of the pod's CSI volume"
-	if len(data) == 0 {
-		return nil, nil, &provider.Error{
-			Class: provider.Precondition, Field: secretRef, Cause: "no Secret with role_id and secret_id came with the Mount call",
-			Remedy: wanted + "; after a restart of the daemon it comes again with a republish of the driver (enableSecretRotation: true)",
-		}
-	}
-	keys := slices.Sorted(maps.Keys(data))
-	keys = keys[:min(len(keys), 8)]
-	return nil, nil, &provider.Error{
-		Class: provider.Precondition, Field: secretRef, Remedy: wanted,
-		Cause: "the Secret of the Mount call has no " + strings.Join(missing, " and no ") + " (keys that came: " + bounded(strings.Join(keys, ", ")) + ")",
-	}
+	return body, []provider.Secret{roleID, secretID}, err
 }
 
 // unusable is the Failure for a login's answer without a token that Tenure can work with.

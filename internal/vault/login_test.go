@@ -52,6 +52,18 @@ func TestAppRoleLogin(t *testing.T) {
 	}
 }
 
+// TestAppRoleWithoutSecretID: an AppRole with bind_secret_id=false has none to send.
+func TestAppRoleWithoutSecretID(t *testing.T) {
+	var body map[string]any
+	s := served(t, func(w http.ResponseWriter, r *http.Request) {
+		_ = json.NewDecoder(r.Body).Decode(&body)
+		answering(200, `{"auth":{"client_token":"`+canaryToken+`","lease_duration":3600}}`)(w, r)
+	})
+	_, err := s.Login(t.Context(), mount, appRoleLogin, provider.Identity{Secrets: map[string]provider.Secret{"role_id": canaryRole}})
+	require.NoError(t, err)
+	require.Equal(t, map[string]any{"role_id": canaryRole}, body)
+}
+
 func TestAppRoleTexts(t *testing.T) {
 	for _, row := range []struct {
 		name   string
@@ -68,6 +80,7 @@ func TestAppRoleTexts(t *testing.T) {
 		}},
 		{"CIDR of the secret_id", 400, `source address "127.0.0.1" unauthorized through CIDR restrictions on the secret ID`, provider.Denied, []string{"cidr_list of the secret_id"}},
 		{"no such mount, or locked", 403, "permission denied", provider.Denied, []string{"check that auth/approle is enabled", "user_lockout"}},
+		{"no secret_id", 400, "missing secret_id", provider.Precondition, []string{"put a secret_id into the pod's Secret", "bind_secret_id=false"}},
 		{"no such namespace", 404, `no handler for route "auth/approle/login". route entry not found.`, provider.Invalid, []string{"vaultNamespace"}},
 		{"echo", 400, `invalid secret_id "4d1f0cf0-canary-"secret" of ` + canaryRole, provider.Denied, []string{`invalid secret_id "[redacted]" of [redacted]`}},
 		{"echo, quoted", 400, `invalid secret_id "4d1f0cf0-canary-\"secret"`, provider.Denied, []string{`invalid secret_id "[redacted]"`}},
@@ -97,7 +110,7 @@ func TestAppRoleWithoutItsSecret(t *testing.T) {
 		says    string
 	}{
 		{"no Secret", nil, "no Secret with role_id and secret_id came with the Mount call"},
-		{"one key", map[string]provider.Secret{"role_id": canaryRole}, "has no secret_id (keys that came: role_id)"},
+		{"one key", map[string]provider.Secret{"secret_id": canarySecret}, "has no role_id (keys that came: secret_id)"},
 		{"other keys", map[string]provider.Secret{"password": canaryPass, "roleId": canaryRole}, "has no secret_id and no role_id (keys that came: password, roleId)"},
 		{"empty value", map[string]provider.Secret{"role_id": canaryRole, "secret_id": " \n"}, "has no secret_id (keys that came: role_id, secret_id)"},
 	} {

@@ -4,14 +4,9 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/tenure-csi/tenure/provider"
 )
-
-// maxText bounds each foreign text inside an error: a pod's Event holds 1 KiB.
-const maxText = 512
 
 const hidden = "[redacted]"
 
@@ -78,25 +73,4 @@ func withoutConnection(text string) string {
 	return text
 }
 
-// bounded makes a foreign text safe to print: one line, no control or invisible
-// characters, at most maxText bytes.
-func bounded(text string) string {
-	text = strings.Map(func(r rune) rune {
-		if unicode.IsSpace(r) {
-			return ' '
-		}
-		if !unicode.IsPrint(r) || r == utf8.RuneError {
-			return -1
-		}
-		return r
-	}, text)
-	text = strings.Join(strings.Fields(text), " ")
-	if len(text) <= maxText {
-		return text
-	}
-	cut := maxText - len("…")
-	for !utf8.RuneStart(text[cut]) {
-		cut--
-	}
-	return text[:cut] + "…"
-}
+func bounded(text string) string { return provider.OneLine(text) }

@@ -7,14 +7,17 @@ import (
 	"github.com/tenure-csi/tenure/provider"
 )
 
-// refusals are Vault's reasons to refuse a login, by what their text holds, in
-// the order they are looked for.
-var refusals = []struct {
+// refusal is one of Vault's reasons to refuse a login, by what its text holds.
+type refusal struct {
 	text   string
 	class  provider.Class
 	field  string
 	remedy string
-}{
+}
+
+// refusals are those of the methods kubernetes, jwt and approle, in the order
+// they are looked for.
+var refusals = []refusal{
 	{"audience", provider.Precondition, "audience", "set audience to one in bound_audiences of Vault role {role}, and list it under tokenRequests of CSIDriver secrets-store.csi.k8s.io"},
 	{"token is expired", provider.Precondition, "", "wait for kubelet to send a new token; with requiresRepublish off in CSIDriver secrets-store.csi.k8s.io it never does"},
 	{"expiration time", provider.Precondition, "", "wait for kubelet to send a new token; with requiresRepublish off in CSIDriver secrets-store.csi.k8s.io it never does"},
@@ -29,6 +32,7 @@ var refusals = []struct {
 	{"missing role", provider.Invalid, "roleName", "set roleName"},
 	{"claim", provider.Denied, "roleName", "compare bound_claims of Vault role {role} with the pod's token"},
 	{"invalid role or secret id", provider.Denied, secretRef, "write a new secret_id into the pod's Secret and compare its role_id: Vault does not tell whether one is wrong, or the secret_id expired (secret_id_ttl) or used up (secret_id_num_uses: each login is one use)"},
+	{"missing secret_id", provider.Precondition, secretRef, "put a secret_id into the pod's Secret, beside its role_id; only an AppRole with bind_secret_id=false needs none"},
 	{"cidr", provider.Denied, secretRef, "add the node's address, as Vault sees it, to secret_id_bound_cidrs of the AppRole and to cidr_list of the secret_id"},
 	{"no handler for route", provider.Invalid, "vaultAuthMountPath", "enable the auth method at auth/{mount}, or correct vaultAuthMountPath or vaultNamespace"},
 }
@@ -43,7 +47,14 @@ func refusedLogin(c call, a answer) *lease.Failure {
 	}
 	words := strings.NewReplacer("{mount}", bounded(c.to.mount), "{role}", bounded(c.to.role),
 		"{namespace}", c.by.Pod.Namespace, "{account}", c.by.Pod.ServiceAccount)
-	for _, r := range refusals {
+	known := refusals
+	if c.login.Method == awsLogin {
+		if a.upstream() {
+			return c.fail(lease.Retry, provider.Unavailable, "", told(c, a), "")
+		}
+		known = awsRefusals
+	}
+	for _, r := range known {
 		if a.says(r.text) {
 			return c.fail(verdict, r.class, r.field, told(c, a), words.Replace(r.remedy))
 		}

@@ -32,6 +32,12 @@ func (s *Source) Read(ctx context.Context, by lease.Caller, se lease.Session, r 
 	if f != nil {
 		return lease.Issued{}, f
 	}
+	if _, user := awsKeys(a); user {
+		select {
+		case <-time.After(s.cfg.KeyDelay):
+		case <-ctx.Done(): // nobody wants the key any more
+		}
+	}
 	if r.Method == http.MethodGet {
 		s.known.set(key, issued.Kind == lease.Polled || issued.Kind == lease.Static)
 	}

@@ -248,6 +248,9 @@ func TestServerCertificates(t *testing.T) {
 			f := failure(t, err)
 			require.Contains(t, f.Error(), row.says)
 			require.Equal(t, row.field, f.Problem.Field)
+			require.Equal(t, provider.Precondition, f.Problem.Class, "whoever waits is told at once")
+			require.Equal(t, lease.Retry, f.Verdict, "what lives is kept, and tried again")
+			require.NotEmpty(t, f.Problem.Remedy)
 			require.False(t, f.MayHaveMinted)
 		})
 	}
@@ -345,5 +348,19 @@ func TestPlainServerBehindHTTPS(t *testing.T) {
 	_, err := s.Read(t.Context(), mount, opened(), creds)
 	f := failure(t, err)
 	require.Equal(t, lease.Retry, f.Verdict)
+	require.Equal(t, provider.Precondition, f.Problem.Class)
 	require.Contains(t, f.Error(), "does not speak TLS")
+}
+
+func TestTLSServerBehindHTTP(t *testing.T) {
+	srv := httptest.NewUnstartedServer(nil)
+	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	srv.StartTLS()
+	defer srv.Close()
+	s := source(t, Config{Addr: "http" + srv.URL[len("https"):]})
+	_, err := s.Login(t.Context(), mount, login(), identity())
+	f := failure(t, err)
+	require.Equal(t, provider.Precondition, f.Problem.Class)
+	require.Equal(t, "vaultAddress", f.Problem.Field)
+	require.Contains(t, f.Error(), "the server there speaks TLS; begin the address with https://")
 }

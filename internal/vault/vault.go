@@ -17,7 +17,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/tenure-csi/tenure/internal/gate"
 	"github.com/tenure-csi/tenure/internal/lease"
+	"github.com/tenure-csi/tenure/provider"
 )
 
 const (
@@ -51,6 +53,18 @@ type Config struct {
 	AllowSkipVerify bool   // whether an SPC may switch off TLS verification
 	TLSDir          string // directory below which an SPC's TLS paths lie; empty: an SPC may name none
 
+	// AWS signs for logins with Vault's aws method; nil: they are refused.
+	AWS CallerIdentity
+	// AWSServerID is what the header X-Vault-AWS-IAM-Server-ID says to Addr and
+	// Alternates; empty: the host of Addr. An SPC's own address is told its host.
+	AWSServerID string
+	// NodeLogin says whether a pod may log in as the node does at AWS, and why not,
+	// as a *provider.Error; nil: no pod may. Called from many goroutines at once.
+	NodeLogin func(provider.Pod, provider.Login) error
+	// KeyDelay is how long a new access key of an IAM user is held back: AWS knows
+	// it everywhere some seconds after it was made. 0: not at all.
+	KeyDelay time.Duration
+
 	Logger     *slog.Logger          // nil: nothing is logged
 	Registerer prometheus.Registerer // nil: metrics are counted and not shown
 }
@@ -63,7 +77,7 @@ type Source struct {
 	addrs   ownAddresses
 	log     *slog.Logger
 	metrics *metrics
-	gates   gates
+	gates   gate.Gates
 	clients clients
 	known   known
 }
@@ -86,7 +100,7 @@ func New(cfg Config) (*Source, error) {
 	for i, raw := range slices.Concat(own, cfg.AllowedAddrs) {
 		addr, err := parseAddress(raw)
 		if err != nil {
-			return nil, fmt.Errorf("reading Vault address %q: %w", raw, err)
+			return nil, fmt.Errorf("reading Vault address %q: %w; write it like https://vault.example.com:8200", raw, err)
 		}
 		if i < len(own) && !slices.Contains(s.addrs.all, addr) {
 			s.addrs.all = append(s.addrs.all, addr)

@@ -184,8 +184,8 @@ func TestAppRoleRefused(t *testing.T) {
 		}},
 		{"wrong role_id", "", func(m map[string]string) { m["role_id"] = "canary-of-a-role-id" }, 1, codes.PermissionDenied, []string{"invalid role or secret ID"}},
 		{"another network", "192.0.2.0/24", func(map[string]string) {}, 1, codes.PermissionDenied, []string{"unauthorized by CIDR restrictions on the role; add the node's address"}},
-		{"no secret_id", "", func(m map[string]string) { delete(m, "secret_id") }, 0, codes.FailedPrecondition, []string{
-			`object "db", field "nodePublishSecretRef"`, "has no secret_id (keys that came: role_id)", "in nodePublishSecretRef of the pod's CSI volume",
+		{"no secret_id", "", func(m map[string]string) { delete(m, "secret_id") }, 1, codes.FailedPrecondition, []string{
+			`object "db", field "nodePublishSecretRef"`, "missing secret_id; put a secret_id into the pod's Secret", "bind_secret_id=false",
 		}},
 		{"no Secret", "", func(m map[string]string) { clear(m) }, 0, codes.FailedPrecondition, []string{"no Secret with role_id and secret_id came with the Mount call"}},
 	}
@@ -205,6 +205,18 @@ func TestAppRoleRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAppRoleWithoutSecretID logs in to a role that takes any login from a network.
+func TestAppRoleWithoutSecretID(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, fixture.ScopeOptions{})
+	role := s.appRole(t, "approle-"+s.Name, "", 0, fixture.AuthRole{})
+	delete(role.secret, "secret_id")
+	require.NoError(t, stack.Vault.OpenAppRole(t.Context(), role.mount, role.name, "127.0.0.0/8"))
+	v := s.appRoleVolume(t, role, s.db("db"))
+	mount(t, v)
+	changes(t, v, map[string]bool{})
 }
 
 // TestAppRoleLocked has Vault lock a role for all who log in with it.

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -163,7 +164,7 @@ func TestTLS(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), text, 0o600))
 	}
-	s := siteAt(t, vault.Addr, fixture.ScopeOptions{}, "--tls-dir="+dir, "--allowed-vault-addrs="+stale.URL)
+	s := siteAt(t, vault.Addr, fixture.ScopeOptions{}, "--tls-dir="+dir, "--allowed-vault-addrs="+stale.URL+",http"+strings.TrimPrefix(vault.Addr, "https"))
 	bare := siteAt(t, vault.Addr, fixture.ScopeOptions{})
 
 	tests := []struct {
@@ -175,6 +176,12 @@ func TestTLS(t *testing.T) {
 	}{
 		{"the CA is below --tls-dir", s, map[string]string{"vaultCACertPath": "ca.pem"}, codes.OK, nil},
 		{"no CA", s, nil, codes.FailedPrecondition, []string{`field "vaultCACertPath"`, "Vault's TLS certificate is signed by an unknown authority", "set vaultCACertPath to the CA that signed it"}},
+		{"another name", s, map[string]string{"vaultCACertPath": "ca.pem", "vaultTLSServerName": "vault.example.com"}, codes.FailedPrecondition, []string{
+			`field "vaultTLSServerName"`, "for another host name", "use a name of the certificate",
+		}},
+		{"http where TLS is spoken", s, map[string]string{"vaultAddress": "http" + strings.TrimPrefix(vault.Addr, "https")}, codes.FailedPrecondition, []string{
+			`field "vaultAddress"`, "the server there speaks TLS; begin the address with https://",
+		}},
 		{"a CA that is not there", s, map[string]string{"vaultCACertPath": "none.pem"}, codes.FailedPrecondition, []string{`field "vaultCACertPath"`, "put a readable PEM file there"}},
 		{"without --tls-dir", bare, map[string]string{"vaultCACertPath": "ca.pem"}, codes.FailedPrecondition, []string{`field "vaultCACertPath"`}},
 		{"expired certificate", s, map[string]string{"vaultCACertPath": "expired.pem", "vaultAddress": stale.URL}, codes.FailedPrecondition, []string{
@@ -187,7 +194,9 @@ func TestTLS(t *testing.T) {
 			parameters := map[string]string{"roleName": "app", "objects": "[{objectName: value, secretPath: kv/app, secretKey: k}]"}
 			maps.Copy(parameters, tt.parameters)
 			v := tt.site.volumeOf(t, newPod(), fixture.SPC{Name: "s", Provider: "tenure", Parameters: parameters})
+			start := time.Now()
 			_, err := v.Mount(t.Context())
+			require.Less(t, time.Since(start), 10*time.Second, "told at once, not after the time that a passing fault is given")
 			require.Equal(t, tt.code, status.Code(err), "got %v", err)
 			for _, part := range tt.says {
 				require.ErrorContains(t, err, part)

@@ -14,6 +14,7 @@ for tool in "$@"; do
 		command -v mariadbd >/dev/null || [[ -x /usr/sbin/mariadbd ]] || missing+=(mariadb-server-core)
 		command -v mariadb >/dev/null || missing+=(mariadb-client-core)
 		;;
+	awscli) [[ -x /usr/bin/aws ]] || missing+=(awscli) ;;
 	gcc) command -v gcc >/dev/null || missing+=(gcc libc6-dev) ;;
 	*) command -v "$tool" >/dev/null || missing+=("$tool") ;;
 	esac

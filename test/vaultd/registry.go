@@ -4,6 +4,8 @@ import (
 	jwtauth "github.com/hashicorp/vault-plugin-auth-jwt"
 	kubeauth "github.com/hashicorp/vault-plugin-auth-kubernetes"
 	"github.com/hashicorp/vault/builtin/credential/approle"
+	awsauth "github.com/hashicorp/vault/builtin/credential/aws"
+	"github.com/hashicorp/vault/builtin/logical/aws"
 	"github.com/hashicorp/vault/builtin/logical/pki"
 	"github.com/hashicorp/vault/plugins/database/mysql"
 	"github.com/hashicorp/vault/plugins/database/postgresql"
@@ -15,8 +17,10 @@ import (
 // database (named in run, as `vault server` does). Adding an engine is one line here.
 var engines = registry{
 	{consts.PluginTypeCredential, "approle", backend(approle.Factory)},
+	{consts.PluginTypeCredential, "aws", backend(awsauth.Factory)},
 	{consts.PluginTypeCredential, "jwt", backend(jwtauth.Factory)},
 	{consts.PluginTypeCredential, "kubernetes", backend(kubeauth.Factory)},
+	{consts.PluginTypeSecrets, "aws", backend(aws.Factory)},
 	{consts.PluginTypeSecrets, "pki", backend(pki.Factory)},
 	{consts.PluginTypeDatabase, "mysql-database-plugin", mysql.New(mysql.DefaultUserNameTemplate)},
 	{consts.PluginTypeDatabase, "postgresql-database-plugin", postgresql.New},

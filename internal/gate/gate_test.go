@@ -1,4 +1,4 @@
-package vault
+package gate
 
 import (
 	"context"
@@ -8,35 +8,40 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
 
 	"github.com/tenure-csi/tenure/internal/lease"
 )
 
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
 // queue starts n calls that go in when they may and stay in until told to go.
 type queue struct {
 	t     *testing.T
-	g     *gates
+	g     *Gates
 	in    []string // in the order they went in
 	errs  []error
 	leave map[string][]func()
+	login bool // what is added next
 }
 
 func newQueue(t *testing.T) *queue {
 	t.Helper()
-	return &queue{t: t, g: &gates{}, leave: map[string][]func(){}}
+	return &queue{t: t, g: &Gates{}, leave: map[string][]func(){}}
 }
 
 func (q *queue) add(ctx context.Context, namespace string, work lease.Work, n int) {
+	login := q.login
 	for range n {
 		go func() {
-			leave, err := q.g.enter(ctx, "addr", namespace, work)
+			leave, err := q.g.Enter(ctx, "addr", namespace, work, login)
 			q.g.mu.Lock() // the gate's own lock orders the record too
 			defer q.g.mu.Unlock()
 			if err != nil {
 				q.errs = append(q.errs, err)
 				return
 			}
-			q.in = append(q.in, namespace)
+			q.in = append(q.in, namespace+map[bool]string{true: " login"}[login])
 			q.leave[namespace] = append(q.leave[namespace], leave)
 		}()
 		synctest.Wait()
@@ -71,9 +76,9 @@ func TestGateKeepsRoom(t *testing.T) {
 		work lease.Work
 		most int
 	}{
-		{"mounts leave the urgent quarter", lease.Mounting, slots - urgentSlots},
+		{"mounts leave the urgent quarter", lease.Mounting, Slots - urgentSlots},
 		{"background leaves room for mounts", lease.Background, backgroundSlots},
-		{"urgent work may use all", lease.Urgent, slots},
+		{"urgent work may use all", lease.Urgent, Slots},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -98,7 +103,7 @@ func TestGateServesNamespacesInTurn(t *testing.T) {
 		q.add(t.Context(), "flood", lease.Mounting, 100)
 		require.Len(t, q.in, namespaceSlots, "one namespace leaves room for others")
 		q.add(t.Context(), "b", lease.Mounting, 10)
-		require.Len(t, q.in, slots-urgentSlots)
+		require.Len(t, q.in, Slots-urgentSlots)
 		q.add(t.Context(), "c", lease.Mounting, 10)
 		before := len(q.in)
 		for range 6 {
@@ -125,6 +130,19 @@ func TestGateOrdersWork(t *testing.T) {
 	})
 }
 
+func TestGateLetsReadsPassLogins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(t)
+		q.login = true
+		q.add(t.Context(), "a", lease.Mounting, namespaceSlots+2)
+		q.login = false
+		q.add(t.Context(), "a", lease.Mounting, 2)
+		q.free("a", 3)
+		require.Equal(t, []string{"a", "a", "a login"}, q.in[namespaceSlots:], "the backend has work while others log in")
+		q.freeAll()
+	})
+}
+
 func TestGateSlowCallsGiveTheirSlotBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newQueue(t)
@@ -133,14 +151,14 @@ func TestGateSlowCallsGiveTheirSlotBack(t *testing.T) {
 		q.add(t.Context(), "good", lease.Mounting, 1)
 		require.Len(t, q.in, 9, "another namespace is not delayed")
 
-		time.Sleep(slowAfter + time.Millisecond)
+		time.Sleep(SlowAfter + time.Millisecond)
 		synctest.Wait()
 		require.Len(t, q.errs, 22, "the waiting Mounts of the namespace fail")
 		for _, err := range q.errs {
-			require.ErrorIs(t, err, errSlowed)
+			require.ErrorIs(t, err, ErrSlowed)
 		}
-		_, err := q.g.enter(t.Context(), "addr", "hang", lease.Mounting)
-		require.ErrorIs(t, err, errSlowed)
+		_, err := q.g.Enter(t.Context(), "addr", "hang", lease.Mounting, false)
+		require.ErrorIs(t, err, ErrSlowed)
 		q.add(t.Context(), "hang", lease.Background, 1)
 		require.Len(t, q.in, 10, "renewals of the namespace go on")
 
@@ -159,7 +177,7 @@ func TestGateBoundsSlowCallsOfAnAddress(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		require.Len(t, q.in, slowCalls+slots-urgentSlots, "64 slow ones, and the slots")
+		require.Len(t, q.in, slowCalls+Slots-urgentSlots, "64 slow ones, and the slots")
 		q.freeAll()
 	})
 }
@@ -176,7 +194,7 @@ func TestGateCancelledWaitLeavesNothing(t *testing.T) {
 		require.Len(t, q.errs, 3)
 		require.ErrorIs(t, q.errs[0], context.Canceled)
 		q.freeAll()
-		_, err := q.g.enter(ctx, "addr", "a", lease.Urgent)
+		_, err := q.g.Enter(ctx, "addr", "a", lease.Urgent, false)
 		require.ErrorIs(t, err, context.Canceled, "a dead context takes no slot")
 	})
 }

@@ -1,4 +1,6 @@
-package vault
+// Package gate bounds what is in flight at backends, fairly: one namespace's
+// flood or hang leaves room for the others.
+package gate
 
 import (
 	"context"
@@ -10,29 +12,35 @@ import (
 	"github.com/tenure-csi/tenure/internal/lease"
 )
 
-// How many calls are in flight at one Vault address. The PostgreSQL plugin makes
+// How many calls are in flight at one address. Vault's PostgreSQL plugin makes
 // one role at a time: four calls in flight reach all of its rate, and sixteen
 // leave room for several databases and for the network.
 const (
-	slots           = 16
-	urgentSlots     = slots / 4 // kept for Urgent work
-	backgroundSlots = slots / 4 // the most that Background work takes: it has time, Mounts have not
-	namespaceSlots  = slots / 2 // the most that one namespace holds, so that its hang leaves room at once; slow Mounts count
+	// Slots is how many calls are in flight at one address.
+	Slots           = 16
+	urgentSlots     = Slots / 4 // kept for Urgent work
+	backgroundSlots = Slots / 4 // the most that Background work takes: it has time, Mounts have not
+	namespaceSlots  = Slots / 2 // the most that one namespace holds, so that its hang leaves room at once; slow Mounts count
 
-	slowAfter       = 5 * time.Second // a call out for longer gives its slot back
-	slowCalls       = 64              // such calls at one address
-	namespaceSlowed = 8               // such calls of one namespace; its Mounts fail beyond
+	// SlowAfter is how long a call may be out before it gives its slot back.
+	SlowAfter = 5 * time.Second
+	slowCalls = 64 // such calls at one address
+	// NamespaceSlowed is how many such calls of one namespace there may be; its
+	// Mounts fail beyond.
+	NamespaceSlowed = 8
 )
 
-// errSlowed says that a namespace has too many calls out that Vault does not answer.
-var errSlowed = errors.New("too many slow calls of this namespace")
+// ErrSlowed says that a namespace has too many calls out that are not answered.
+var ErrSlowed = errors.New("too many slow calls of this namespace")
 
-// gates bounds what is in flight at each address. Waiting calls are served
+// Gates bounds what is in flight at each address. Waiting calls are served
 // Urgent first, then Mounts, then Background, and within each kind one
-// namespace after the other. Background work may starve under Mounts until it
-// is Urgent. Addresses and namespaces are forgotten when nothing of theirs is
-// in flight or waits. The zero value is ready.
-type gates struct {
+// namespace after the other. Of a namespace's calls a login goes last: who is
+// logged in keeps the backend busy while the others log in. Background work may
+// starve under Mounts until it is Urgent. Addresses and namespaces are forgotten
+// when nothing of theirs is in flight or waits. The zero value is ready;
+// its method may be called at once.
+type Gates struct {
 	mu sync.Mutex
 	at map[string]*gate
 }
@@ -54,19 +62,20 @@ type space struct {
 type pass struct {
 	addr, namespace string
 	work            lease.Work
+	login           bool
 	ready           chan struct{} // closed when the call may go, or err is set
 	err             error
 	granted, slow   bool
 	timer           *time.Timer
 }
 
-// enter waits for a slot. The caller must call leave once when its call is
-// over. The error is ctx's, or errSlowed.
-func (g *gates) enter(ctx context.Context, addr, namespace string, work lease.Work) (leave func(), err error) {
+// Enter waits for a slot. The caller must call leave once when its call is
+// over. The error is ctx's, or ErrSlowed.
+func (g *Gates) Enter(ctx context.Context, addr, namespace string, work lease.Work, login bool) (leave func(), err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	p := &pass{addr: addr, namespace: namespace, work: work, ready: make(chan struct{})}
+	p := &pass{addr: addr, namespace: namespace, work: work, login: login, ready: make(chan struct{})}
 	if err := g.wait(p); err != nil {
 		return nil, err
 	}
@@ -82,22 +91,26 @@ func (g *gates) enter(ctx context.Context, addr, namespace string, work lease.Wo
 	}
 }
 
-func (g *gates) wait(p *pass) error {
+func (g *Gates) wait(p *pass) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	at, sp := g.find(p)
-	if p.work == lease.Mounting && sp.slow >= namespaceSlowed {
-		return errSlowed
+	if p.work == lease.Mounting && sp.slow >= NamespaceSlowed {
+		return ErrSlowed
 	}
 	if len(sp.waiting[p.work]) == 0 {
 		at.turn[p.work] = append(at.turn[p.work], sp)
 	}
-	sp.waiting[p.work] = append(sp.waiting[p.work], p)
+	place := len(sp.waiting[p.work])
+	if first := slices.IndexFunc(sp.waiting[p.work], func(w *pass) bool { return w.login }); first >= 0 && !p.login {
+		place = first
+	}
+	sp.waiting[p.work] = slices.Insert(sp.waiting[p.work], place, p)
 	g.serve(at)
 	return nil
 }
 
-func (g *gates) find(p *pass) (*gate, *space) {
+func (g *Gates) find(p *pass) (*gate, *space) {
 	if g.at == nil {
 		g.at = map[string]*gate{}
 	}
@@ -115,7 +128,7 @@ func (g *gates) find(p *pass) (*gate, *space) {
 }
 
 // serve lets waiting calls go while there is room.
-func (g *gates) serve(at *gate) {
+func (g *Gates) serve(at *gate) {
 	for _, work := range []lease.Work{lease.Urgent, lease.Mounting, lease.Background} {
 		for at.room(work) {
 			p := at.next(work)
@@ -123,7 +136,7 @@ func (g *gates) serve(at *gate) {
 				break
 			}
 			p.granted = true
-			p.timer = time.AfterFunc(slowAfter, func() { g.slowed(p) })
+			p.timer = time.AfterFunc(SlowAfter, func() { g.slowed(p) })
 			close(p.ready)
 		}
 	}
@@ -132,12 +145,12 @@ func (g *gates) serve(at *gate) {
 func (at *gate) room(work lease.Work) bool {
 	others := at.held[lease.Mounting] + at.held[lease.Background]
 	if work == lease.Urgent {
-		return at.held[lease.Urgent]+others < slots
+		return at.held[lease.Urgent]+others < Slots
 	}
 	if work == lease.Background && at.held[lease.Background] >= backgroundSlots {
 		return false
 	}
-	return at.held[lease.Urgent]+others < slots && others < slots-urgentSlots
+	return at.held[lease.Urgent]+others < Slots && others < Slots-urgentSlots
 }
 
 // next takes the first waiting call of the next namespace that has not taken
@@ -166,14 +179,14 @@ func (at *gate) next(work lease.Work) *pass {
 
 // slowed gives back the slot of a call that has been out for too long, while
 // not too many are. A namespace that reached its bound has its waiting Mounts failed.
-func (g *gates) slowed(p *pass) {
+func (g *Gates) slowed(p *pass) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !p.granted {
 		return
 	}
 	at, sp := g.find(p)
-	if at.slow >= slowCalls || sp.slow >= namespaceSlowed {
+	if at.slow >= slowCalls || sp.slow >= NamespaceSlowed {
 		return
 	}
 	p.slow = true
@@ -181,9 +194,9 @@ func (g *gates) slowed(p *pass) {
 	sp.slow++
 	at.held[p.work]--
 	sp.held--
-	if sp.slow == namespaceSlowed {
+	if sp.slow == NamespaceSlowed {
 		for _, w := range sp.waiting[lease.Mounting] {
-			w.err = errSlowed
+			w.err = ErrSlowed
 			close(w.ready)
 		}
 		at.drop(sp, lease.Mounting, len(sp.waiting[lease.Mounting]))
@@ -200,7 +213,7 @@ func (at *gate) drop(sp *space, work lease.Work, n int) {
 }
 
 // leave ends a call, or the wait of one that was never let go.
-func (g *gates) leave(p *pass) {
+func (g *Gates) leave(p *pass) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	at, sp := g.find(p)
