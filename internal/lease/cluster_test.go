@@ -177,7 +177,7 @@ func TestNoticeOfAMissingIdentityComesInTime(t *testing.T) {
 		p := n.withOrders(time.Hour, time.Hour)
 		p.expires = time.Now().Add(10 * time.Minute)
 		require.NoError(t, p.mount())
-		pause(p.lease().Expires.Add(-10 * time.Minute).Sub(time.Now()))
+		pause(time.Until(p.lease().Expires.Add(-10 * time.Minute)))
 		require.Equal(t, []Notice{NoticeIdentity}, c.told())
 		pause(time.Hour)
 		require.Equal(t, []Notice{NoticeExpired}, c.told())
