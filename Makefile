@@ -44,6 +44,19 @@ faults: setup-postgres build vaultd ## run the table of faults and kills against
 test-aws: setup-test build vaultd miniod bin/totals ## run the tests of AWS: Vault's engine and login, a real STS and object store (MinIO's), awscli
 	@bin/totals 'go -C test test -json -count=1 -timeout=10m ./aws'
 
+.PHONY: e2e
+e2e: setup-postgres node vaultd ## run the cases on a real Kubernetes node of this machine (root; builds Kubernetes, minutes when cold): a line a case
+	@cd test/e2e && go test -tags e2e -count=1 -timeout=60m
+
+.PHONY: node-up
+node-up: node ## run a Kubernetes node on this machine until Ctrl-C or make node-down, and say how to use it
+	@go -C test build -o ../bin/node ./node/up
+	@bin/node
+
+.PHONY: node-down
+node-down: ## end the node of make node-up
+	@kill "$$(cat bin/node.pid)"
+
 .PHONY: race
 race: setup-race bin/totals ## run the product's tests under the race detector
 	@CGO_ENABLED=1 bin/totals 'go test -json -race -short -timeout=20m $(PRODUCT)'
@@ -89,6 +102,19 @@ miniod: ## build bin/miniod, the MinIO that the tests use (minutes when cold), u
 	if [ ! -x bin/miniod ]; then echo "miniod: building MinIO for the tests; the first time takes 2 to 5 minutes on 2 cores"; fi; \
 	CGO_ENABLED=0 test/scripts/with-heartbeat.sh miniod go -C test/miniod build -trimpath -ldflags '-s -w' -o ../../bin/miniod .
 
+.PHONY: node
+node: setup-node build bin/kube bin/secrets-store-csi-driver
+
+# The version that Kubernetes' own build would stamp.
+KUBE_FLAGS := -X k8s.io/component-base/version.gitVersion=v1.34.4 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=34
+bin/kube: $(wildcard test/kube/*)
+	@echo "kube: building Kubernetes for the tests' node; the first time takes 7 to 15 minutes on 2 cores"
+	@CGO_ENABLED=0 test/scripts/with-heartbeat.sh kube go -C test/kube build -trimpath -ldflags '-s -w $(KUBE_FLAGS)' -o ../../bin/kube .
+
+bin/secrets-store-csi-driver: $(wildcard test/csidriver/* test/mlog/*)
+	@CGO_ENABLED=0 test/scripts/with-heartbeat.sh driver go -C test/csidriver build -trimpath -ldflags '-s -w' -o ../../bin/secrets-store-csi-driver \
+		sigs.k8s.io/secrets-store-csi-driver/cmd/secrets-store-csi-driver
+
 .PHONY: image
 image: ## build bin/tenure-image.tar, an OCI archive of the image IMAGE for amd64 and arm64; needs no container engine
 	@mkdir -p bin
@@ -109,11 +135,13 @@ manifests: bin/helm ## render manifests/ from the chart
 setup: ## install the Debian packages that tests and checks need, those that are missing (apt-get, needs root)
 	@test/scripts/setup.sh postgres mariadb openssl jq awscli gcc shellcheck
 
-.PHONY: setup-test setup-postgres setup-race setup-lint
+.PHONY: setup-test setup-postgres setup-node setup-race setup-lint
 setup-test:
 	@test/scripts/setup.sh postgres mariadb openssl jq awscli
 setup-postgres:
 	@test/scripts/setup.sh postgres
+setup-node:
+	@test/scripts/setup.sh etcd containerd runc busybox
 setup-race:
 	@test/scripts/setup.sh gcc
 setup-lint:

@@ -97,17 +97,19 @@ func (e *entry) check(o Object) {
 // object reads all fields.
 func (e *entry) object(login Login) Object {
 	name := e.replaced("objectName")
+	e.tenanted = false
 	if fault := nameFault(name); name == "" {
 		e.fault("objectName", fault, "set the name of the file to write")
 	} else if fault != "" {
 		e.fault("objectName", quote(name)+" "+fault, "use a relative file name of letters, digits and . _ - with / between directories")
-	} else {
-		e.name = name
+	} else if e.name = name; e.spec.Tenants != nil {
+		e.nameForAll()
 	}
 	e.checkWords()
 	connection := e.connection()
 	o := Object{
 		Name:       name,
+		Tenant:     e.tenant,
 		Key:        e.text("secretKey"),
 		Encoding:   strings.ToLower(e.oneOf("encoding", encodings)),
 		Format:     e.oneOf("format", formats),
@@ -127,7 +129,19 @@ func (e *entry) object(login Login) Object {
 		o.Refresh = defaultRefresh
 	}
 	e.checkFormat(o)
+	if e.tenant != "" && !e.tenanted && !o.Read.ByNode() && !strings.Contains(e.request.Attributes["roleName"], "{tenant}") {
+		e.warn("object %s: nothing of what is read depends on {tenant}: every tenant gets the same", quote(e.name))
+	}
 	return o
+}
+
+// nameForAll names the object as its author wrote it, for all tenants, and makes
+// sure that it is a file of its own for each.
+func (e *entry) nameForAll() {
+	e.name = strings.NewReplacer("{namespace}", e.request.Pod.Namespace, "{serviceAccount}", e.request.Pod.ServiceAccount).Replace(e.text("objectName"))
+	if !strings.Contains(e.name, "{tenant}") {
+		e.fault("objectName", "has no {tenant}, and the files of all tenants would be one", "name it like {tenant}/"+brief(e.name))
+	}
 }
 
 // checkWords looks at the names of the fields.
@@ -148,7 +162,9 @@ func (e *entry) read(login Login, c Connection) Read {
 	source := cmp.Or(e.oneOf("source", sources), vaultSource)
 	if source != vaultSource {
 		e.meaningless("source "+source, vaultFields...)
-		return e.awsRead(source, c)
+		r := e.awsRead(source, c)
+		r.Tenant = e.tenant
+		return r
 	}
 	e.meaningless("source "+source, append([]string{"connection.user"}, awsFields...)...)
 	return e.vaultRead(login)
@@ -166,7 +182,7 @@ func (e *entry) meaningless(beside string, names ...string) {
 
 // vaultRead takes the question to Vault out of the fields.
 func (e *entry) vaultRead(login Login) Read {
-	r := Read{Source: vaultSource, Login: login, Method: "GET", Args: e.args()}
+	r := Read{Source: vaultSource, Tenant: e.tenant, Login: login, Method: "GET", Args: e.args()}
 	if m := e.oneOf("method", methods); m != "" {
 		r.Method = strings.ToUpper(m)
 	}

@@ -24,9 +24,14 @@ const (
 // Parse reads the SPC's parameters. It needs a Request's Provider, Pod, Mode and
 // Attributes only, so that a Request out of the journal gives the same Spec, and
 // depends on nothing else. It finds all problems at once: an error is Errors, all
-// of class Invalid. It may be called from many goroutines at once.
-func Parse(r Request) (*Spec, error) {
-	p := parse(r, func(Object) error { return nil })
+// of class Invalid. It may be called from many goroutines at once. Of an SPC with
+// tenants it gives the objects of those that are listed by name, which may be none.
+func Parse(r Request) (*Spec, error) { return ParseFor(r, nil) }
+
+// ParseFor is Parse with exactly these tenants, which whoever found out what the
+// SPC's patterns mean has checked; nil: those that are listed by name.
+func ParseFor(r Request, tenants []string) (*Spec, error) {
+	p := parse(r, tenants, func(Object) error { return nil })
 	if len(p.errs) > 0 {
 		return nil, p.errs
 	}
@@ -38,24 +43,34 @@ func Parse(r Request) (*Spec, error) {
 // errors must be *Error; others are ignored. It may be called from many goroutines
 // at once.
 func Validate(r Request, check func(Object) error) (warnings []string, problems Errors) {
-	p := parse(r, check)
+	p := parse(r, nil, check)
 	return p.spec.Warnings, p.errs
 }
 
-func parse(r Request, check func(Object) error) *parser {
-	p := &parser{
-		request:      r,
-		placeholders: strings.NewReplacer("{namespace}", r.Pod.Namespace, "{serviceAccount}", r.Pod.ServiceAccount),
-		spec:         &Spec{},
-		check:        check,
-		lines:        map[string]int{},
-		noRole:       -1,
-		found:        map[string]bool{},
-	}
+func parse(r Request, tenants []string, check func(Object) error) *parser {
+	p := &parser{request: r, spec: &Spec{}, check: check, lines: map[string]int{}, noRole: -1, found: map[string]bool{}}
 	p.checkWords()
-	p.parseObjects(p.login(), p.mountPath())
+	p.tenants(tenants)
+	logins := make([]Login, len(p.names))
+	for i, name := range p.names {
+		p.forTenant(name)
+		logins[i] = p.login()
+	}
+	p.tenantsFrom(logins[0])
+	p.parseObjects(logins, p.mountPath())
 	p.requireRole()
+	p.bounded()
 	return p
+}
+
+// forTenant sets by whose name placeholders are replaced from now on.
+func (p *parser) forTenant(name string) {
+	p.tenant = name
+	known := []string{"{namespace}", p.request.Pod.Namespace, "{serviceAccount}", p.request.Pod.ServiceAccount}
+	if name != "" {
+		known = append(known, "{tenant}", name)
+	}
+	p.placeholders = strings.NewReplacer(known...)
 }
 
 // parser collects what it finds in one SPC.
@@ -69,6 +84,11 @@ type parser struct {
 	errs         Errors
 	noRole       int             // where in errs the lack of a roleName belongs; -1: there is none
 	found        map[string]bool // texts in errs: a wrong default is reported once, not for each object
+
+	names    []string // of the tenants that objects are made for; one empty name without tenants
+	sample   bool     // the name is made up, to check what patterns will be resolved for
+	tenant   string   // whose objects are made now
+	tenanted bool     // {tenant} was replaced since this was last set back
 }
 
 func (p *parser) fail(object, field, cause, remedy string) {
@@ -99,12 +119,10 @@ func (p *parser) checkWords() {
 		isWord := func(w string) bool { return strings.EqualFold(w, word) }
 		switch {
 		case drivers(word) || slices.Contains(parameters, word):
-		case slices.Contains(plannedParameters, word):
-			p.fail("", word, unsupported, unsupportedRemedy)
 		case slices.ContainsFunc(legacyParameters, isWord):
 			p.warn("parameter %s is ignored, as by the HashiCorp provider", word)
-		case nearest(word, parameters, plannedParameters) != "":
-			p.fail("", brief(word), "is no parameter", "did you mean "+nearest(word, parameters, plannedParameters)+"?")
+		case nearest(word, parameters) != "":
+			p.fail("", brief(word), "is no parameter", "did you mean "+nearest(word, parameters)+"?")
 		default:
 			p.warn("parameter %s is unknown and ignored", quote(word))
 		}
@@ -163,7 +181,8 @@ func (p *parser) proof(l *Login) {
 // requireRole reports a missing roleName, unless no object asks Vault.
 func (p *parser) requireRole() {
 	asksVault := func(o Object) bool { return o.Read.Source == vaultSource }
-	if p.noRole >= 0 && (len(p.spec.Objects) == 0 || slices.ContainsFunc(p.spec.Objects, asksVault)) {
+	lists := p.spec.Tenants != nil && p.spec.Tenants.List.Path != ""
+	if p.noRole >= 0 && (lists || len(p.spec.Objects) == 0 || slices.ContainsFunc(p.spec.Objects, asksVault)) {
 		p.errs = slices.Insert(p.errs, p.noRole, &Error{Class: Invalid, Field: "roleName", Cause: "is missing", Remedy: "set the Vault role to log in with"})
 	}
 }
@@ -232,7 +251,9 @@ func (p *parser) replace(text string, report func(cause, remedy string)) string 
 		switch found {
 		case "{namespace}", "{serviceAccount}":
 		case "{tenant}":
-			report("has {tenant}, but the SPC has no tenants", "write the name itself")
+			if p.tenanted = true; p.spec.Tenants == nil {
+				report("has {tenant}, but the SPC has no tenants", "set tenants, or write the name itself")
+			}
 		default:
 			report("has the unknown placeholder "+brief(found), "use {namespace} or {serviceAccount}")
 		}
@@ -240,8 +261,8 @@ func (p *parser) replace(text string, report func(cause, remedy string)) string 
 	return p.placeholders.Replace(text)
 }
 
-// parseObjects reads objects, each laid over defaults.
-func (p *parser) parseObjects(login Login, mountPath string) {
+// parseObjects reads objects, each laid over defaults, for each tenant.
+func (p *parser) parseObjects(logins []Login, mountPath string) {
 	defaults, _ := p.load("defaults", yaml.MappingNode, "mapping", "write object fields in it, like format: json")
 	list, ok := p.load("objects", yaml.SequenceNode, "list", "begin each object with - objectName:")
 	if !ok {
@@ -255,7 +276,23 @@ func (p *parser) parseObjects(login Login, mountPath string) {
 		p.fail("", "objects", "has "+strconv.Itoa(n)+" entries, more than "+strconv.Itoa(MaxObjects), "split the SPC into several volumes")
 		return
 	}
-	for i, node := range list.Content {
+	if n := len(list.Content) * len(p.names); n > maxFiles {
+		p.fail("", "tenants", "and objects make "+strconv.Itoa(n)+" files, more than "+strconv.Itoa(maxFiles), "split the tenants over several volumes")
+		return
+	}
+	for i, name := range p.names {
+		p.forTenant(name)
+		p.tenantsObjects(list.Content, defaults, logins[i], mountPath)
+		if name != "" && len(p.errs) > 0 {
+			return // the others have the same
+		}
+	}
+	p.checkNames()
+}
+
+// tenantsObjects reads objects for the tenant of now, or for none.
+func (p *parser) tenantsObjects(list []*yaml.Node, defaults *yaml.Node, login Login, mountPath string) {
+	for i, node := range list {
 		label := "#" + strconv.Itoa(i+1)
 		if node.Kind != yaml.MappingNode {
 			p.at(node.Line).fail(label, "", "is empty or no mapping of fields", "write objectName and secretPath, each on a line indented alike")
@@ -268,7 +305,6 @@ func (p *parser) parseObjects(login Login, mountPath string) {
 		p.lines[object.Name] = node.Line
 		p.spec.Objects = append(p.spec.Objects, object)
 	}
-	p.checkNames()
 }
 
 // load reads a parameter that holds YAML of one kind; nil when it is empty. ok is

@@ -366,9 +366,6 @@ func TestParseWarnings(t *testing.T) {
 		`object "a": encoding has no effect without secretKey`,
 	}, spec.Warnings)
 	require.Nil(t, spec.Objects[0].Read.Args)
-
-	_, err = Parse(request("vault", param("tenants", "[a]")))
-	require.ErrorContains(t, err, "not supported", "a planned word is never ignored")
 }
 
 // Equal questions must be equal values, so that their objects share one lease.
@@ -388,6 +385,8 @@ func FuzzParse(f *testing.F) {
 	require.NoError(f, err)
 	f.Add("tenure", "web", string(everything), "{format: json}", "https://vault")
 	f.Add("vault", "{namespace}", objects, "", "http://127.0.0.1:8200")
+	f.Add("tenure", "", "- {objectName: a, source: aws-sts, format: json, identity: pod-identity, roleArn: '"+role+"', sessionPolicy: '{\"Statement\": [\"{namespace}\"]}', sessionTags: {a: b}, ttl: 1h}", "", "")
+	f.Add("tenure", "", "- {objectName: a, source: rds-iam, format: uri, connection: {host: a.b.eu-central-1.rds.amazonaws.com, user: app}}", "{roleArn: '"+role+"'}", "")
 	f.Add("tenure", "x", "- &a {objectName: a}\n- *a", "", "")
 	f.Add("tenure", "x", "- {objectName: a/..b, secretPath: '%2e%2e/x?a=b'}", "{filePermission: 0o777}", "https://a@b")
 	f.Fuzz(func(t *testing.T, provider, role, objects, defaults, address string) {
@@ -408,13 +407,17 @@ func FuzzParse(f *testing.F) {
 				require.LessOrEqual(t, len(part), 255)
 			}
 			require.Equal(t, o.Mode&0o777, o.Mode)
+			require.Equal(t, o.Read.Source == "vault", o.Read.Path != "")
 			require.NotContains(t, "/"+o.Read.Path+"/", "/../")
-			require.NotContains(t, "/"+o.Read.Path+"/", "//")
+			require.NotContains(t, o.Read.Path+"/", "//")
 			require.NotContains(t, o.Read.Path, "auth/token/revoke-self/")
 			require.False(t, strings.HasPrefix(o.Read.Path, "sys/leases"+"/"))
 			require.GreaterOrEqual(t, o.Refresh, minRefresh)
 			_, err := json.Marshal(o.Read.Args)
 			require.NoError(t, err)
+			require.True(t, o.Read.AWS.Region == "" || IsRegion(o.Read.AWS.Region))
+			require.True(t, o.Read.AWS.RoleARN == "" || PartitionOfRole(o.Read.AWS.RoleARN) != "" && o.Read.AWS.Identity != NodeIdentity)
+			require.True(t, o.Read.AWS.SessionPolicy == "" || json.Valid([]byte(o.Read.AWS.SessionPolicy)))
 		}
 		for _, w := range spec.Warnings {
 			require.Equal(t, clean(w), w)

@@ -25,6 +25,7 @@ func Schema() []byte {
 	refine(known, "vaultSkipTLSVerify", schema{"enum": []string{"true", "false"}})
 	refine(known, "mountPath", schema{"pattern": "^/"})
 	refine(known, "objects", embedded("objects"))
+	refine(known, "onTenantFailure", schema{"enum": tenantFailures})
 	refine(known, "defaults", embedded("defaults"))
 	for _, word := range legacyParameters {
 		known[word] = schema{"type": "string", "deprecated": true, "description": "Ignored, as by the HashiCorp provider."}
@@ -115,7 +116,7 @@ func refine(properties schema, word string, more schema) {
 // What editors show beside the words.
 var (
 	parameterTexts = map[string]string{
-		"roleName":                 "The Vault role to log in with, as the pod; needed unless no object asks Vault. {namespace} and {serviceAccount} are replaced.",
+		"roleName":                 "The Vault role to log in with, as the pod; needed unless no object asks Vault. {namespace}, {serviceAccount} and {tenant} are replaced.",
 		"vaultAddress":             "Vault's URL; without it, the daemon's.",
 		"vaultNamespace":           "Vault Enterprise's namespace; without it, the daemon's.",
 		"vaultCACertPath":          "File of CAs for Vault's certificate, below the daemon's TLS directory.",
@@ -133,10 +134,13 @@ var (
 		"vaultAwsRoleArn":          "The IAM role that the pod's token is exchanged for, for vaultAuthMethod aws. {namespace} and {serviceAccount} are replaced.",
 		"defaults":                 "YAML mapping of object fields for all objects.",
 		"mountPath":                "Where the application mounts the volume, for formats that name a file.",
+		"tenants":                  "YAML list of tenants' names, or patterns with *: every object is read and written for each, as {tenant}.",
+		"tenantsFrom":              "Where patterns find their names: " + FromBindings + " (the cluster's own rules), or a Vault path to LIST. Without it, " + FromBindings + ".",
+		"onTenantFailure":          "skip leaves a tenant out whose secrets can't be had, fail fails the volume. Without it, fail for listed names, skip for patterns.",
 	}
 	fieldTexts = map[string]string{
-		"objectName":      "The file's name in the volume; a directory for formats of several files. {namespace} and {serviceAccount} are replaced.",
-		"secretPath":      "The path to read in Vault, like secret/data/app or database/creds/app. {namespace} and {serviceAccount} are replaced.",
+		"objectName":      "The file's name in the volume; a directory for formats of several files. {namespace}, {serviceAccount} and {tenant} are replaced.",
+		"secretPath":      "The path to read in Vault, like secret/data/app or database/creds/app. {namespace}, {serviceAccount} and {tenant} are replaced.",
 		"secretKey":       "The key whose value is written; without it, the whole answer.",
 		"method":          "How the path is read; without it, GET.",
 		"secretArgs":      "What a PUT or POST sends.",
@@ -150,8 +154,8 @@ var (
 		"group":           "The file's numeric group.",
 		"refreshInterval": "How often to look at what has no lease: seconds, or like 2m; at least 10s. Without it, 2m.",
 		"identity":        "Who asks AWS: the pod with its web identity token (pod, the default), EKS Pod Identity's agent (pod-identity), or the daemon (node).",
-		"roleArn":         "The IAM role to assume. {namespace} and {serviceAccount} are replaced.",
-		"sessionPolicy":   "An IAM policy that narrows the session, as YAML or JSON. {namespace} and {serviceAccount} are replaced in its values.",
+		"roleArn":         "The IAM role to assume. {namespace}, {serviceAccount} and {tenant} are replaced.",
+		"sessionPolicy":   "An IAM policy that narrows the session, as YAML or JSON. {namespace}, {serviceAccount} and {tenant} are replaced in its values.",
 		"sessionTags":     "Tags of the session, with identity: pod-identity and a roleArn.",
 		"region":          "The AWS region; without it, the daemon's.",
 		"ttl":             "How long an AWS session lives: seconds, or like 1h; at least 15m. Without it, 1h.",

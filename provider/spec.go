@@ -8,11 +8,12 @@ import (
 )
 
 // Spec is a parsed SecretProviderClass as one pod sees it: its parameters
-// overlaid by the pod's volumeAttributes, defaults merged, tenants expanded,
-// placeholders replaced. It depends on the raw attributes alone, never on flags,
-// so that a flag change re-issues nothing.
+// overlaid by the pod's volumeAttributes, defaults merged, placeholders replaced.
+// It depends on the raw attributes and the names of tenants alone, never on
+// flags, so that a flag change re-issues nothing.
 type Spec struct {
-	Objects  []Object // in the SPC's order, for each tenant; at least one
+	Objects  []Object // in the SPC's order, for each tenant; at least one but where all tenants are patterns
+	Tenants  *Tenants // nil: the SPC is not for tenants
 	Warnings []string // what was ignored and why, for the log, the Event and the status
 }
 
@@ -50,7 +51,7 @@ type Read struct {
 	Source string         `json:",omitzero"` // "vault", "aws-sts" or "rds-iam"
 	Tenant string         `json:",omitzero"`
 	Login  Login          `json:",omitzero"`
-	Method string         `json:",omitzero"` // "GET", "PUT" or "POST"
+	Method string         `json:",omitzero"` // "GET", "PUT" or "POST"; "LIST" for the names of tenants
 	Path   string         `json:",omitzero"` // cleaned, without leading "/" and "v1/", without query
 	Query  url.Values     `json:",omitzero"` // parameters that stood behind "?" in secretPath
 	Args   map[string]any `json:",omitzero"` // secretArgs, the body of a PUT or POST
@@ -78,6 +79,13 @@ func (r Read) Subject() string {
 	return cmp.Or(r.Path, r.AWS.Endpoint, r.AWS.RoleARN, r.Source)
 }
 
+// ByNode reports whether the read proves the daemon's own identity and not the
+// pod's, at AWS or in a login to Vault by way of AWS: then only the cluster's
+// rules decide what it may be used for.
+func (r Read) ByNode() bool {
+	return r.AWS.Identity == NodeIdentity || r.Login.AWSIdentity == NodeIdentity
+}
+
 // Whose identity at AWS is used.
 const (
 	PodIdentity  = "pod"  // the pod's: its service account token, exchanged at STS
@@ -103,9 +111,10 @@ type Login struct {
 	SkipTLSVerify                 bool   `json:",omitzero"`
 }
 
-// ByToken reports whether the login sends a service account token of the pod.
+// ByToken reports whether the login sends a service account token of the pod, to
+// Vault or, where it has no Method, to AWS itself.
 func (l Login) ByToken() bool {
-	return l.Method == "kubernetes" || l.Method == "jwt" || l.Method == "" && l.Audience != "" // the last: at AWS itself
+	return l.Method != approle && l.AWSIdentity != NodeIdentity && (l.Method != "" || l.Audience != "")
 }
 
 // TokenAudience returns the audience of that token.

@@ -13,8 +13,8 @@ var (
 		"roleName", "vaultAddress", "vaultNamespace", "vaultCACertPath", "vaultCADirectory", "vaultTLSServerName",
 		"vaultTLSClientCertPath", "vaultTLSClientKeyPath", "vaultKubernetesMountPath", "vaultAuthMountPath",
 		"audience", "vaultSkipTLSVerify", "objects", "vaultAuthMethod", "awsIdentity", "vaultAwsRoleArn", "defaults", "mountPath",
+		"tenants", "tenantsFrom", "onTenantFailure",
 	}
-	plannedParameters = []string{"tenants", "tenantsFrom", "onTenantFailure"}
 	// legacyParameters are ignored by the HashiCorp provider too.
 	legacyParameters = []string{"kubernetesServiceAccountPath", "vaultCAPem"}
 
@@ -39,6 +39,8 @@ var (
 	}
 	logins        = []string{"kubernetes", "jwt", approle, awsLogin}
 	awsIdentities = []string{PodIdentity, NodeIdentity}
+
+	tenantFailures = []string{"skip", "fail"}
 )
 
 // awsLogin is the login method that takes a signed request to AWS.
@@ -49,11 +51,6 @@ const (
 	vaultSource = "vault"
 	stsSource   = "aws-sts"
 	rdsSource   = "rds-iam"
-)
-
-const (
-	unsupported       = "is not supported by this version of Tenure"
-	unsupportedRemedy = "leave it out or update Tenure"
 )
 
 // nearest returns the known word that word was probably meant to be: at most two

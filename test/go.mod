@@ -125,7 +125,7 @@ require (
 	k8s.io/mount-utils v0.26.4 // indirect
 	k8s.io/utils v0.0.0-20260626114624-be93311217bd // indirect
 	monis.app/mlog v0.0.2 // indirect
-	sigs.k8s.io/controller-runtime v0.18.7 // indirect
+	sigs.k8s.io/controller-runtime v0.18.7
 	sigs.k8s.io/json v0.0.0-20250730193827-2d320260d730 // indirect
 )
 

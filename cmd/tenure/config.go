@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/tenure-csi/tenure/provider"
 )
 
 // config is what the environment and the flags say, before anything is opened.
@@ -24,6 +26,7 @@ type config struct {
 	stateDir       string   // tmpfs, mode 0700: the journal and the status socket
 	healthAddr     string   // empty: off
 	versionKey     string   // file; empty: a key of this node's own, in stateDir
+	tenantBindings string   // file; empty: only the backends decide who may be which tenant
 	volumeBudget   int64    // bytes; 0: by the memory there is
 	logLevel       string
 	logFormat      string
@@ -46,6 +49,7 @@ type vaultFlags struct {
 	tlsDir                string // SPC paths resolve below it
 	awsServerID           string // in logins with Vault's aws method; empty: the host of the first address
 	awsKeyDelay           time.Duration
+	nodeLogin             func(provider.Pod, provider.Login) error // who may log in as the node does at AWS; nil: nobody
 }
 
 // variables are the only ones that are read, as the HashiCorp provider reads them.
@@ -119,6 +123,7 @@ func (c *config) defineFlags(f *flag.FlagSet, env map[string]string) {
 	f.StringVar(&c.stateDir, "state-dir", defaultStateDir, "`directory` for the journal: on the node's tmpfs, mode 0700, so that it outlives the container")
 	f.StringVar(&c.healthAddr, "health-addr", "127.0.0.1:8080", "`host:port` of /healthz, /readyz and /metrics; empty serves none")
 	f.StringVar(&c.versionKey, "version-key-file", "", "`file` with the key of object versions, the same on all nodes; without it equal secrets have other versions on each node")
+	defineBindings(f, &c.tenantBindings)
 	f.Func("volume-budget", "`size` of memory, such as 64Mi, that the files of all volumes may take together, and half of it those of one namespace:\n"+
 		"they are charged to the daemon (default half of its container's memory limit, without one a sixteenth of the machine's memory)", func(text string) (err error) {
 		c.volumeBudget, err = parseSize(text)
@@ -129,6 +134,11 @@ func (c *config) defineFlags(f *flag.FlagSet, env map[string]string) {
 	c.vault.defineFlags(f, env)
 	c.aws.defineFlags(f, env)
 	c.kube.defineFlags(f)
+}
+
+// defineBindings is of every command that decides or checks who may be which tenant.
+func defineBindings(f *flag.FlagSet, path *string) {
+	f.StringVar(path, "tenant-bindings", "", "YAML `file` with the cluster's rules of which pods may be which tenants; a change takes effect by itself")
 }
 
 func (v *vaultFlags) defineFlags(f *flag.FlagSet, env map[string]string) {

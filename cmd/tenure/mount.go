@@ -24,6 +24,7 @@ import (
 
 	"github.com/tenure-csi/tenure/internal/aws"
 	"github.com/tenure-csi/tenure/internal/lease"
+	"github.com/tenure-csi/tenure/internal/tenant"
 	"github.com/tenure-csi/tenure/internal/vault"
 	"github.com/tenure-csi/tenure/internal/volume"
 	"github.com/tenure-csi/tenure/provider"
@@ -71,6 +72,7 @@ func parseMount(args, environ []string, stdout io.Writer) (*mountOptions, error)
 	f.StringVar(&o.tmpfs, "tmpfs", "/dev/shm", "`directory` of a tmpfs to keep the files in, so that they never reach a disk")
 	f.BoolVar(&o.show, "show", false, "print what is in the files, secrets included")
 	f.BoolVar(&o.watch, "watch", false, "stay, and print each renewal and replacement, until Ctrl-C;\nan edit of the file is carried out as the daemon does")
+	defineBindings(f, &o.tenantBindings)
 	f.BoolVar(&o.keep, "keep", false, "leave files and leases behind, and say until when they work")
 	f.BoolFunc("debug", "log each call to Vault", func(string) error { o.logLevel = "debug"; return nil })
 	o.vault.defineFlags(f, env)
@@ -204,6 +206,7 @@ type trial struct {
 	cloud          *aws.Source
 	witness        *witness
 	manager        *lease.Manager
+	unwatch        func() // ends the watch of the tenant bindings
 }
 
 func (t *trial) podDir() string { return filepath.Join(t.root, "pods", t.pod.UID) }
@@ -320,9 +323,19 @@ func (t *trial) open() error {
 		return err
 	}
 	cloud := &witness{t.cloud, t.witness.ledger}
-	t.manager, err = lease.Open(lease.Config{
+	leases := lease.Config{
 		Sources: map[string]lease.Source{"vault": t.witness, "aws-sts": cloud, "rds-iam": cloud}, Files: files, Store: forgetful{}, VersionKey: []byte(rand.Text()), Log: log,
-	})
+	}
+	var bindings *tenant.File
+	if t.tenantBindings != "" {
+		if bindings, err = tenant.Open(t.tenantBindings, log, nil); err != nil {
+			return err
+		}
+		leases.Tenants = bindings
+	}
+	if t.manager, err = lease.Open(leases); err == nil {
+		t.unwatch = watch(context.Background(), bindings, t.manager)
+	}
 	return err
 }
 
@@ -385,6 +398,7 @@ func (t *trial) close() error {
 	if t.manager != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), adminDrain)
 		defer cancel()
+		t.unwatch()
 		_ = t.manager.Close(ctx) // whoever calls has waited for what matters
 	}
 	if t.source != nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -169,6 +170,8 @@ var because = map[lease.Reason]string{
 	lease.TokenEnd:  "replaced: it would have ended with its token",
 	lease.SpecEdit:  "issued: the SecretProviderClass has changed",
 	lease.Content:   "written: the data has changed",
+
+	lease.TenantChange: "issued: its tenant is new, or a rule asks for new credentials",
 }
 
 // changes says in a line each what has become of a volume.
@@ -191,6 +194,11 @@ func changes(was, is lease.VolumeStatus, now time.Time) []string {
 		}
 		if l.Problem != "" && l.Problem != old.Problem {
 			lines = append(lines, name+": "+l.Problem)
+		}
+	}
+	for _, out := range is.LeftOut {
+		if !slices.ContainsFunc(was.LeftOut, func(t lease.TenantStatus) bool { return t.Tenant == out.Tenant && t.Problem == out.Problem }) {
+			lines = append(lines, "tenant "+out.Tenant+" left out: "+out.Problem)
 		}
 	}
 	if is.Problem != "" && is.Problem != was.Problem {

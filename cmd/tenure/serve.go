@@ -23,6 +23,7 @@ import (
 
 	"github.com/tenure-csi/tenure/internal/admin"
 	"github.com/tenure-csi/tenure/internal/lease"
+	"github.com/tenure-csi/tenure/internal/tenant"
 	"github.com/tenure-csi/tenure/internal/vault"
 	"github.com/tenure-csi/tenure/internal/volume"
 	"github.com/tenure-csi/tenure/provider"
@@ -88,6 +89,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer cloud.Close()
+	bindings := d.bindings()
 	source, files, key, err := d.open(cloud)
 	if err != nil {
 		return err
@@ -118,16 +120,21 @@ func run(ctx context.Context, c *config, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	manager, err := lease.Open(lease.Config{
+	leases := lease.Config{
 		Sources: map[string]lease.Source{"vault": source, "aws-sts": cloud, "rds-iam": cloud}, Files: files, Store: journal,
 		VersionKey: key, MaxBytes: cmp.Or(c.volumeBudget, defaultBudget()), Log: log, Registerer: d.metrics, Cluster: kube.Cluster,
-	})
+	}
+	if bindings != nil {
+		leases.Tenants = bindings
+	}
+	manager, err := lease.Open(leases)
 	if err != nil {
 		kube.close()
 		return err
 	}
 	d.manager.Store(manager)
 	kube.run(manager)
+	defer watch(ctx, bindings, manager)()
 	log.Info("loaded the journal", "volumes", len(manager.Status()))
 
 	stopStatus, err := d.serveStatus()
@@ -195,7 +202,8 @@ func (v vaultFlags) source(signer vault.CallerIdentity, log *slog.Logger, metric
 		Addr: first, Alternates: others, AllowedAddrs: v.allowedAddrs, Mount: v.mount, Namespace: v.namespace,
 		CACert: v.caCert, CAPath: v.caDir, ClientCert: v.clientCert, ClientKey: v.clientKey, ServerName: v.serverName,
 		AllowSkipVerify: v.allowSkipVerify, TLSDir: v.tlsDir, AWS: signer, AWSServerID: v.awsServerID, KeyDelay: v.awsKeyDelay,
-		Logger: log, Registerer: metrics,
+		NodeLogin: v.nodeLogin,
+		Logger:    log, Registerer: metrics,
 	})
 }
 
@@ -233,6 +241,35 @@ func nodeVersionKey(stateDir string) ([]byte, error) {
 		return nil, fmt.Errorf("writing the node's version key: %w", err)
 	}
 	return key, nil
+}
+
+// bindings opens the file of rules, where there is one. A daemon that can't read
+// it serves all the same: whoever has no tenants must not suffer, and no tenant
+// loses what it has.
+func (d *daemon) bindings() *tenant.File {
+	if d.tenantBindings == "" {
+		return nil
+	}
+	file, err := tenant.Open(d.tenantBindings, d.log, d.metrics)
+	if err != nil {
+		d.log.Error("no tenant is given anything new until the file is mended", "error", err)
+	}
+	d.vault.nodeLogin = file.AllowLogin
+	return file
+}
+
+// watch tells the manager when the rules have changed, until it is stopped.
+func watch(ctx context.Context, file *tenant.File, m *lease.Manager) (stop func()) {
+	if file == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		file.Watch(ctx, m.TenantsChanged)
+	}()
+	return func() { cancel(); <-done }
 }
 
 func (d *daemon) serveHealth(ctx context.Context) (func() error, error) {

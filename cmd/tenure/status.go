@@ -66,7 +66,12 @@ func printStatus(w io.Writer, volumes []lease.VolumeStatus, now time.Time) error
 		return nil
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "\nNAMESPACE\tPOD\tOBJECTS\tSTATE\tEXPIRES\tNEXT\tREASON")
+	tenants := slices.ContainsFunc(volumes, func(v lease.VolumeStatus) bool { return v.HasTenants() })
+	head := []string{"NAMESPACE", "POD", "OBJECTS", "STATE", "EXPIRES", "NEXT", "REASON"}
+	if tenants { // else the column says nothing
+		head = append(head, "TENANT")
+	}
+	fmt.Fprintln(table, "\n"+strings.Join(head, "\t"))
 	unrevocable := false
 	for _, v := range volumes {
 		if len(v.Leases) == 0 {
@@ -81,7 +86,11 @@ func printStatus(w io.Writer, volumes []lease.VolumeStatus, now time.Time) error
 			if l.Unrevocable {
 				unrevocable, expires = true, expires+"*"
 			}
-			row(table, v.Namespace, v.Pod, strings.Join(l.Objects, ","), state, expires, until(l.Next, now), string(l.Reason))
+			cells := []string{v.Namespace, v.Pod, strings.Join(l.Objects, ","), state, expires, until(l.Next, now), string(l.Reason)}
+			if tenants {
+				cells = append(cells, cmp.Or(l.Tenant, "-"))
+			}
+			row(table, cells...)
 		}
 	}
 	if err := table.Flush(); err != nil {
@@ -108,6 +117,9 @@ func printProblems(w io.Writer, volumes []lease.VolumeStatus) {
 		texts := []string{v.Problem}
 		for _, l := range v.Leases {
 			texts = append(texts, l.Problem)
+		}
+		for _, out := range v.LeftOut {
+			texts = append(texts, "tenant "+out.Tenant+" left out: "+out.Problem)
 		}
 		for _, text := range v.Warnings {
 			texts = append(texts, "warning: "+text)

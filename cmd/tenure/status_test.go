@@ -38,6 +38,23 @@ func TestStatusTable(t *testing.T) {
 	golden(t, "status.golden", out.Bytes())
 }
 
+func TestStatusOfTenants(t *testing.T) {
+	now := time.Date(2026, 11, 21, 21, 0, 0, 0, time.UTC)
+	one := func(tenant string) lease.LeaseStatus {
+		return lease.LeaseStatus{Objects: []string{tenant + "/db"}, Tenant: tenant, State: lease.Live, Reason: lease.TenantChange, Expires: now.Add(time.Hour), Next: now.Add(time.Minute)}
+	}
+	volumes := []lease.VolumeStatus{
+		{
+			Namespace: "shop", Pod: "pool-0", State: lease.Live, Leases: []lease.LeaseStatus{one("t-a"), one("t-b")},
+			LeftOut: []lease.TenantStatus{{Tenant: "x", Problem: "no rule"}},
+		},
+		{Namespace: "shop", Pod: "silo-0", State: lease.Live, Leases: []lease.LeaseStatus{{Objects: []string{"db"}, State: lease.Live, Reason: lease.First}}},
+	}
+	var out bytes.Buffer
+	require.NoError(t, printStatus(&out, volumes, now))
+	golden(t, "status-tenants.golden", out.Bytes())
+}
+
 func TestStatusOfAnIdleNode(t *testing.T) {
 	var out bytes.Buffer
 	require.NoError(t, printStatus(&out, nil, time.Date(2026, 11, 21, 21, 0, 0, 0, time.UTC)))

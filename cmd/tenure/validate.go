@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/secrets-store-csi-driver/provider/v1alpha1"
 
 	"github.com/tenure-csi/tenure/internal/format"
+	"github.com/tenure-csi/tenure/internal/tenant"
 	"github.com/tenure-csi/tenure/provider"
 )
 
@@ -30,6 +31,7 @@ type report struct {
 
 	providers []string
 	strict    bool
+	rules     *tenant.Rules // nil: who may be which tenant is not checked
 }
 
 // finding is one problem or warning.
@@ -55,6 +57,8 @@ func validate(args []string, stdin io.Reader, stdout io.Writer) error {
 		return nil
 	})
 	flags.Func("provider-name", "`name` that SecretProviderClasses have as provider to be checked; repeat it, or separate by commas (default tenure)", list(&r.providers))
+	var bindings string
+	flags.StringVar(&bindings, "tenant-bindings", "", "`file` with the cluster's rules of which pods may be which tenants: it is checked itself, without -f too,\nand the tenants of each SecretProviderClass against it")
 	flags.BoolVar(&r.strict, "strict", false, "take warnings for errors")
 	output := flags.String("o", "text", "`format`: text or json")
 	schema := flags.Bool("schema", false, "print the JSON schema of SecretProviderClasses, for editors, and check nothing")
@@ -65,13 +69,18 @@ func validate(args []string, stdin io.Reader, stdout io.Writer) error {
 	case *schema:
 		_, err := stdout.Write(provider.Schema())
 		return err
-	case len(paths) == 0:
+	case len(paths) == 0 && bindings == "":
 		return &usageError{errors.New("-f is missing: name a file, a directory, or - for standard input")}
 	case *output != "text" && *output != "json":
 		return &usageError{fmt.Errorf("-o %q is not known; use text or json", *output)}
 	}
 	if len(r.providers) == 0 {
 		r.providers = []string{"tenure"}
+	}
+	if bindings != "" {
+		if err := r.readBindings(bindings); err != nil {
+			return &usageError{err}
+		}
 	}
 	for _, path := range paths {
 		if err := r.read(path, stdin); err != nil {
@@ -174,6 +183,7 @@ func (r *report) check(c *class) {
 		line, cause := c.line(p)
 		r.add(c, finding{Line: line, Object: p.Object, Field: p.Field, Cause: cause, Remedy: p.Remedy})
 	}
+	r.checkTenants(c, request)
 	for _, text := range warnings {
 		r.add(c, finding{Severity: "warning", Cause: text})
 	}

@@ -36,6 +36,8 @@ func TestValidateShowsAllProblems(t *testing.T) {
 		{"validate-warnings", 0, []string{"-f=testdata/validate/dumps/spcs.yaml", "-f=testdata/validate/good.yaml", "--provider-name=vault, tenure"}},
 		{"validate-good", 0, []string{"-f=testdata/validate/good.yaml"}},
 		{"validate-none", 0, []string{"-f=testdata/validate/chart/other.yml", "-o=text"}},
+		{"validate-tenants", 1, []string{"-f=testdata/tenants/spcs.yaml", "--tenant-bindings=testdata/tenants/bindings.yaml"}},
+		{"validate-bindings", 1, []string{"--tenant-bindings=testdata/tenants/broken.yaml"}},
 		{"validate-json", 1, []string{"-f=testdata/validate/dumps", "--provider-name=tenure", "--provider-name=vault", "-o=json"}},
 	} {
 		t.Run(row.golden, func(t *testing.T) {

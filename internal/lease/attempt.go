@@ -32,6 +32,8 @@ type wanted struct {
 	objects []provider.Object
 	reason  Reason
 	prior   *lease // what the volume holds for the same fingerprint; nil: nothing
+
+	rotateAfter time.Time // what was issued before is to be replaced; zero: nothing
 }
 
 // looks reports whether the read is known to make nothing.
@@ -67,6 +69,8 @@ func (r *reading) returned() bool {
 type parsedSpec struct {
 	warnings []string
 	reads    []wanted // without reason and prior
+	tenants  *provider.Tenants
+	refused  map[string]error // by tenant: who the bindings refuse, and why
 }
 
 // wantedReads groups a spec's objects by what is read for them.

@@ -24,6 +24,7 @@ type backend struct {
 	tokens map[string]*fakeToken
 	leases map[string]*fakeLease
 	kv     map[string]string
+	lists  map[string][]any // names below a path
 	lastID int
 	lent   string // the token that every login answers; empty: each has its own
 	proofs bool   // there are no tokens: each read proves the pod's identity
@@ -62,7 +63,7 @@ type fakeLease struct {
 func newBackend() *backend {
 	return &backend{
 		roles: map[string]role{}, auth: role{ttl: time.Hour, max: 24 * time.Hour},
-		tokens: map[string]*fakeToken{}, leases: map[string]*fakeLease{}, kv: map[string]string{},
+		tokens: map[string]*fakeToken{}, leases: map[string]*fakeLease{}, kv: map[string]string{}, lists: map[string][]any{},
 		mints: map[string]int{}, writes: map[int64]int{},
 	}
 }
@@ -195,12 +196,19 @@ func (b *backend) Login(ctx context.Context, by Caller, _ provider.Login, id pro
 }
 
 func (b *backend) Read(ctx context.Context, by Caller, s Session, r provider.Read) (Issued, error) {
-	if err := b.enter(ctx, "read", r.Path); err != nil {
+	op := "read"
+	if r.Method == provider.MethodList {
+		op = "list"
+	}
+	if err := b.enter(ctx, op, r.Path); err != nil {
 		return Issued{}, err
 	}
 	if !b.alive(s.Token.Reveal()) && !(b.proofs && proven(s.Identity)) {
 		b.mu.Unlock()
 		return Issued{}, errDead
+	}
+	if keys, known := b.lists[r.Path]; known && r.Method == provider.MethodList {
+		return Issued{Kind: Once, Secret: format.Secret{Data: map[string]any{"keys": keys}}}, b.leave("list", r.Path)
 	}
 	b.reads++
 	role, known := b.roles[r.Path]

@@ -3,6 +3,9 @@ package lease
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
 	"time"
 
 	"github.com/tenure-csi/tenure/provider"
@@ -61,4 +64,12 @@ func (c contained) EndSession(ctx context.Context, by Caller, s Session) (err er
 func (c contained) EndLease(ctx context.Context, by Caller, s Session, id string) (err error) {
 	defer c.contain(by, false, &err)
 	return c.Source.EndLease(ctx, by, s, id)
+}
+
+// panicked reports a recovered panic as an error. The panic's own value is not
+// shown, it may hold a secret; the stack has none.
+func (m *Manager) panicked(log *slog.Logger, p any) error {
+	m.metrics.panics.Inc()
+	log.Error("recovered from a panic", "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+	return &provider.Error{Class: provider.Internal, Cause: "a fault in Tenure itself", Remedy: "report it with the daemon's log; other volumes are not affected"}
 }

@@ -13,7 +13,8 @@ import (
 )
 
 // grantsFor gives each read the grant that it is issued under, logging in where
-// needed: once for each login, all at once.
+// needed: once for each login, all at once. Beside an error, those whose login
+// failed have none.
 func (w *worker) grantsFor(a *attempt, send []*wanted, o order) ([]*grant, error) {
 	type key struct {
 		source string
@@ -66,14 +67,13 @@ func (w *worker) grantsFor(a *attempt, send []*wanted, o order) ([]*grant, error
 			w.enter(a, g)
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
 	grants := make([]*grant, len(send))
 	for i, want := range send {
-		grants[i] = chosen[key{want.read.Source, want.read.Login}]
+		if g := chosen[key{want.read.Source, want.read.Login}]; g.ID != 0 {
+			grants[i] = g
+		}
 	}
-	return grants, nil
+	return grants, err
 }
 
 // usable returns a grant that needs no new login: the attempt's own, the

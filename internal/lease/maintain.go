@@ -27,6 +27,7 @@ func (w *worker) maintain(ctx context.Context) {
 	dirty = w.lapse(now) || dirty
 	if !w.rec.Ended {
 		w.welcome()
+		w.reviewDue(ctx)
 		failed, renewed := w.renewDue(ctx, now)
 		dirty = dirty || renewed
 		w.foresee(time.Now())
@@ -307,7 +308,7 @@ func (w *worker) replaceDue(ctx context.Context, failed []*lease) {
 	work := Background
 	for _, l := range w.rec.current() {
 		switch {
-		case l.Kind == Leased && l.Final && isDue(now, l.at(), l.Issued):
+		case l.Final && isDue(now, l.at(), l.Issued):
 			due[l] = l.Next
 		case slices.Contains(failed, l) && !l.Final && passed(now, hardDeadline(w.rec.end(l), l.Length)):
 			due[l] = Lost
@@ -323,12 +324,13 @@ func (w *worker) replaceDue(ctx context.Context, failed []*lease) {
 	if len(due) == 0 || ctx.Err() != nil {
 		return
 	}
+	w.gather(due, now)
 	if !w.live() {
-		w.setAway(true)
+		w.setAway()
 		return
 	}
 	if w.parsed == nil {
-		parsed, err := w.parse(w.rec.Current.Spec)
+		parsed, err := w.parse(order{spec: w.rec.Current.Spec, asHeld: true, live: true, work: work, ctx: ctx})
 		if err != nil { // it was parsed before: only an older version of Tenure fails here
 			w.postponeAll(due, err)
 			return
@@ -405,7 +407,7 @@ func (w *worker) retryChange(ctx context.Context) {
 		return
 	}
 	if !w.live() {
-		w.setAway(true)
+		w.setAway()
 		return
 	}
 	err := w.mountSpec(order{spec: c.spec, live: true, work: Background, deadline: now.Add(mountBudget), ctx: ctx})

@@ -48,12 +48,13 @@ type Store interface {
 	SaveMark(volume.Mark) error
 }
 
-// Config is what a Manager works with. All fields but MaxBytes, Registerer and
-// Cluster are required.
+// Config is what a Manager works with. All fields but Tenants, MaxBytes, Registerer
+// and Cluster are required.
 type Config struct {
 	Sources    map[string]Source // by the name that objects call them
 	Files      Files
 	Store      Store
+	Tenants    Binder // nil: nothing beside the backends decides who may be which tenant
 	VersionKey []byte // keys the HMAC of object versions: equal on all nodes, they agree
 	MaxBytes   int64  // of memory that the files of all volumes may take together; 0: no bound
 	Log        *slog.Logger

@@ -10,6 +10,7 @@ type metrics struct {
 	logins        *prometheus.CounterVec // by outcome
 	renewals      *prometheus.CounterVec // by outcome
 	ends          *prometheus.CounterVec // by what and outcome
+	listErrors    *prometheus.CounterVec // by class
 	orphans       prometheus.Counter
 	journalErrors prometheus.Counter
 	panics        prometheus.Counter
@@ -25,6 +26,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		logins:     vec("logins_total", "Logins with pods' identities.", "outcome"),
 		renewals:   vec("renewals_total", "Renewals of leases and tokens.", "outcome"),
 		ends:       vec("ends_total", "Grants and single leases ended at the backend.", "what", "outcome"),
+		listErrors: vec("tenant_list_errors_total", "Lists of tenants that could not be read.", "class"),
 		orphans: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: "tenure", Name: "orphaned_possible_total",
 			Help: "Reads of unknown outcome: a credential may exist that nobody holds, until its own end.",
@@ -37,7 +39,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.panics, m.issued, m.readErrors, m.logins, m.renewals, m.ends, m.orphans, m.journalErrors)
+		reg.MustRegister(m.panics, m.issued, m.readErrors, m.logins, m.renewals, m.ends, m.listErrors, m.orphans, m.journalErrors)
 	}
 	return m
 }
@@ -48,6 +50,7 @@ type collector struct {
 	volumes *prometheus.Desc
 	expired *prometheus.Desc
 	owed    *prometheus.Desc
+	tenants *prometheus.Desc
 	bytes   *prometheus.Desc
 }
 
@@ -57,10 +60,12 @@ func (c collector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByC
 // Collect implements prometheus.Collector.
 func (c collector) Collect(ch chan<- prometheus.Metric) {
 	states := map[string]int{Live: 0, Waiting: 0, Away: 0, NeedsIdentity: 0, Expired: 0, Ending: 0}
-	expired, owed := 0, 0
+	expired, owed, held, leftOut := 0, 0, 0, 0
 	for _, v := range c.m.Status() {
 		states[v.State]++
 		owed += v.Owed
+		leftOut += len(v.LeftOut)
+		held += len(v.tenants())
 		for _, l := range v.Leases {
 			if l.State == Expired {
 				expired++
@@ -72,6 +77,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	ch <- prometheus.MustNewConstMetric(c.expired, prometheus.GaugeValue, float64(expired))
 	ch <- prometheus.MustNewConstMetric(c.owed, prometheus.GaugeValue, float64(owed))
+	ch <- prometheus.MustNewConstMetric(c.tenants, prometheus.GaugeValue, float64(held), "held")
+	ch <- prometheus.MustNewConstMetric(c.tenants, prometheus.GaugeValue, float64(leftOut), "left-out")
 	ch <- prometheus.MustNewConstMetric(c.bytes, prometheus.GaugeValue, float64(c.m.budget.total()))
 }
 
@@ -81,6 +88,7 @@ func newCollector(m *Manager) collector {
 		volumes: prometheus.NewDesc("tenure_volumes", "Volumes by state.", []string{"state"}, nil),
 		expired: prometheus.NewDesc("tenure_leases_expired", "Leases in live files that are past their end.", nil, nil),
 		owed:    prometheus.NewDesc("tenure_owed_ends", "Grants and leases whose end at the backend is still owed.", nil, nil),
+		tenants: prometheus.NewDesc("tenure_tenants", "Tenants of all volumes, by whether their files are there.", []string{"state"}, nil),
 		bytes:   prometheus.NewDesc("tenure_volume_bytes", "Memory that the files of all volumes take; --volume-budget bounds it.", nil, nil),
 	}
 }

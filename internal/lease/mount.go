@@ -119,12 +119,12 @@ func (w *worker) serve(a *ask) {
 
 // mount does the slow work of a Mount.
 func (w *worker) mount(a *ask, now time.Time) ([]provider.Version, error) {
-	live := w.live()
-	w.setAway(false)
+	live, review := w.live(), false
+	w.locked(func() { w.away, review = false, !w.tenancy.due.IsZero() })
 	if live && w.rec.Current.Spec.Hash == a.spec.Hash {
 		return w.versions, nil
 	}
-	if !live && w.rewrite(a.spec.Hash, now) {
+	if !live && !review && w.rewrite(a.spec.Hash, now) {
 		return w.versions, nil
 	}
 	err := w.mountSpec(order{spec: a.spec, live: live, work: Mounting, deadline: a.deadline, ctx: w.m.ctx})

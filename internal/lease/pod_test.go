@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
+	"maps"
 	"strings"
 	"testing/synctest"
 	"time"
@@ -23,6 +24,7 @@ type pod struct {
 	objects   string // the SPC's objects
 	expires   time.Time
 	secrets   map[string]provider.Secret
+	more      map[string]string // parameters
 }
 
 // db is an object pair on one dynamic read, kv and cert single ones.
@@ -51,6 +53,7 @@ var podJWT = func() provider.Secret {
 
 func (p *pod) request() provider.Request {
 	attrs := map[string]string{"roleName": "r", "objects": p.objects}
+	maps.Copy(attrs, p.more)
 	expires := p.expires
 	if expires.IsZero() {
 		expires = time.Now().Add(time.Hour)

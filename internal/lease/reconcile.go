@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/tenure-csi/tenure/internal/format"
 	"github.com/tenure-csi/tenure/internal/volume"
 	"github.com/tenure-csi/tenure/provider"
 )
@@ -22,45 +21,24 @@ type order struct {
 	work     Work
 	deadline time.Time       // when whoever waits is answered
 	ctx      context.Context // background work stops waiting when it ends
+	withdraw bool            // files are taken away at once, and nothing is read
+	asHeld   bool            // for the tenants whose files are there, whoever is one by now
 }
 
 // mountSpec brings the volume to a spec, for a Mount or a retried change.
 func (w *worker) mountSpec(o order) error {
-	parsed, err := w.parse(o.spec)
+	parsed, err := w.parse(o)
+	if err == nil {
+		err = parsed.refusal()
+	}
 	if err != nil {
-		return specError{err}
+		return err
 	}
 	o.parsed = parsed
-	return w.reconcile(o)
-}
-
-// specError is an error that only another SPC can mend.
-type specError struct{ error }
-
-func (e specError) Unwrap() error { return e.error }
-
-// parse reads a spec and checks all that can be known before anything is issued.
-func (w *worker) parse(s spec) (*parsedSpec, error) {
-	parsed, err := provider.Parse(provider.Request{
-		Pod: w.rec.Pod, Target: w.rec.Target, Provider: s.Provider, Mode: s.Mode, Attributes: s.Attributes, SpecHash: s.Hash,
-	})
-	if err != nil {
-		return nil, err
+	if err = w.reconcile(o); err == nil {
+		w.rotateAfter(time.Now())
 	}
-	var errs provider.Errors
-	for _, o := range parsed.Objects {
-		var e *provider.Error
-		if errors.As(format.Check(o), &e) {
-			errs = append(errs, e)
-		}
-		if w.m.Sources[o.Read.Source] == nil {
-			errs = append(errs, &provider.Error{Class: provider.Invalid, Object: o.Name, Field: "source", Cause: o.Read.Source + " is not supported by this version"})
-		}
-	}
-	if len(errs) > 0 {
-		return nil, errs
-	}
-	return &parsedSpec{warnings: parsed.Warnings, reads: wantedReads(parsed)}, nil
+	return err
 }
 
 // reconcile is the one way in which a volume changes: what the order's spec
@@ -69,11 +47,17 @@ func (w *worker) parse(s spec) (*parsedSpec, error) {
 func (w *worker) reconcile(o order) error {
 	wants, missing := w.compare(o)
 	a := w.attemptFor(o.spec.Hash)
-	err := w.obtain(a, missing, o)
+	err := w.obtain(a, wants, missing, o)
+	out := map[string]error(nil)
+	if err != nil {
+		if out = w.skippable(a, wants, missing, o, err); out != nil {
+			wants, missing, err = leave(out, wants), leave(out, missing), nil
+		}
+	}
 	if err == nil {
 		err = w.swap(a, wants, o)
 	}
-	if o.live && errors.Is(err, volume.ErrLost) { // somebody took a file away
+	if o.live && !o.withdraw && errors.Is(err, volume.ErrLost) { // somebody took a file away
 		o.live = false
 		return w.reconcile(o)
 	}
@@ -82,6 +66,7 @@ func (w *worker) reconcile(o order) error {
 		a.keep = now.Add(keepAttempt)
 	} else {
 		w.release(a, missing, now)
+		w.locked(func() { w.leftOut(out, o) })
 	}
 	w.settle(now)
 	w.saveBestEffort()
@@ -116,6 +101,9 @@ func (w *worker) compare(o order) (wants, missing []*wanted) {
 		held[l.Print] = l
 	}
 	for _, read := range o.parsed.reads {
+		if w.awaited(read.read.Tenant, o) {
+			continue
+		}
 		want := &wanted{}
 		*want = read
 		wants = append(wants, want)
@@ -123,6 +111,8 @@ func (w *worker) compare(o order) (wants, missing []*wanted) {
 		switch {
 		case w.rec.Current == nil:
 			want.reason = First
+		case want.prior == nil && w.rec.Current.Spec.Hash == o.spec.Hash:
+			want.reason = TenantChange
 		case want.prior == nil:
 			want.reason = SpecEdit
 		case !o.live:
@@ -139,11 +129,11 @@ func (w *worker) compare(o order) (wants, missing []*wanted) {
 
 // obtain gets an answer for every missing read. For a Mount it tries again what
 // failed for a passing reason and certainly made nothing, until the deadline.
-func (w *worker) obtain(a *attempt, missing []*wanted, o order) error {
+func (w *worker) obtain(a *attempt, wants, missing []*wanted, o order) error {
 	for try := 1; ; try++ {
 		err := w.issue(a, missing, o)
 		pause := backoff(try, 500*time.Millisecond, 8*time.Second)
-		if err == nil || o.work != Mounting || !repeatable(err) || time.Now().Add(pause).After(o.deadline) {
+		if err == nil || o.work != Mounting || !repeatable(err) || time.Now().Add(pause).After(o.deadline) || w.skippable(a, wants, missing, o, err) != nil {
 			return err
 		}
 		select {
@@ -177,7 +167,7 @@ func (w *worker) issue(a *attempt, missing []*wanted, o order) error {
 			continue // under way, answered, or answered with what can't be written
 		}
 		if err := w.guarded(want); err != nil {
-			if o.work == Mounting {
+			if o.work == Mounting && !o.skips(want) {
 				return err
 			}
 			blocked = err
@@ -189,15 +179,20 @@ func (w *worker) issue(a *attempt, missing []*wanted, o order) error {
 	}
 	if len(send) > 0 {
 		grants, err := w.grantsFor(a, send, o)
-		if err != nil {
+		if err != nil && (o.parsed.tenants == nil || !slices.ContainsFunc(grants, func(g *grant) bool { return g != nil })) {
 			return err
 		}
-		if mints { // what they are made under must be known first
+		blocked = cmp.Or(blocked, err) // of some tenants: the others need not wait for them
+		if mints {                     // what they are made under must be known first
 			if err := w.save(); err != nil {
 				return err
 			}
 		}
 		for i, want := range send {
+			if grants[i] == nil {
+				delete(a.reads, want.print)
+				continue
+			}
 			w.send(a, want, grants[i], w.caller(o.work), w.urgency(want.prior))
 		}
 	}
@@ -223,22 +218,35 @@ func (w *worker) urgency(l *lease) time.Time {
 func (w *worker) await(a *attempt, missing []*wanted, o order) error {
 	timeout := time.NewTimer(time.Until(o.deadline))
 	defer timeout.Stop()
+	patience, cancel := context.WithTimeout(context.Background(), min(skipsAfter, time.Until(o.deadline)))
+	defer cancel()
+	var late error
 	for _, want := range missing {
 		r := a.reads[want.print]
 		if r == nil {
 			continue
 		}
+		impatient := (<-chan struct{})(nil)
+		if o.skips(want) {
+			impatient = patience.Done()
+		}
 		select {
 		case <-r.done:
+		case <-impatient:
+			late = unanswered(want)
 		case <-timeout.C:
-			return blame(want, &provider.Error{
-				Class: provider.Deadline, Cause: "no answer to the read of " + want.read.Subject() + " yet; it goes on, and the next try uses its answer",
-			})
+			return unanswered(want)
 		case <-o.ctx.Done():
 			return blame(want, &provider.Error{Class: provider.Unavailable, Cause: "the rotation made way for a Mount; it is taken up again"})
 		}
 	}
-	return nil
+	return late
+}
+
+func unanswered(want *wanted) error {
+	return blame(want, &provider.Error{
+		Class: provider.Deadline, Cause: "no answer to the read of " + want.read.Subject() + " yet; it goes on, and the next try uses its answer",
+	})
 }
 
 // take turns answers into leases and file contents, and failures into one error.
@@ -291,7 +299,7 @@ func blame(want *wanted, err error) *provider.Error {
 // swap writes the new generation and makes it the present one.
 func (w *worker) swap(a *attempt, wants []*wanted, o order) error {
 	now := time.Now()
-	gen := &generation{Dir: volume.NewDirName(now), Spec: o.spec}
+	gen := &generation{Dir: volume.NewDirName(now), Spec: o.spec, Withdraws: o.withdraw || w.withdrawn(o.parsed) != nil}
 	var files []volume.File
 	changed := !o.live || w.rec.Current == nil || len(wants) != len(w.rec.Current.Leases)
 	for i, want := range wants {
@@ -312,7 +320,9 @@ func (w *worker) swap(a *attempt, wants []*wanted, o order) error {
 			content = kept(l)
 		}
 		changed = changed || w.rec.Current.Leases[i] != l.ID
-		l.Refresh, l.Overlap = intervals(want.objects, l.Length)
+		if !o.withdraw {
+			l.Refresh, l.Overlap = intervals(want.objects, l.Length)
+		}
 		gen.Leases = append(gen.Leases, l.ID)
 		files = append(files, content...)
 	}
@@ -376,7 +386,10 @@ func (w *worker) write(gen *generation, files []volume.File, o order, now time.T
 
 // carried notes that the volume is as the order's spec wants it. mu is held.
 func (w *worker) carried(o order) {
-	w.parsed = o.parsed
+	if w.parsed = o.parsed; o.withdraw {
+		w.parsed = nil // the review that goes on finds out
+		return
+	}
 	if o.due != nil { // a rotation leaves a failed edit as it is
 		return
 	}
@@ -401,8 +414,9 @@ func (w *worker) adoptGeneration(gen *generation, now time.Time) {
 		return
 	}
 	until := now.Add(minRetain)
+	stays := w.heldTenants()
 	for _, l := range was {
-		if slices.Contains(gen.Leases, l.ID) {
+		if slices.Contains(gen.Leases, l.ID) || gen.Withdraws && !stays[l.Tenant] {
 			continue
 		}
 		l.Until = now.Add(l.Overlap)
@@ -412,6 +426,10 @@ func (w *worker) adoptGeneration(gen *generation, now time.Time) {
 		if l.Until.After(until) {
 			until = l.Until
 		}
+	}
+	if gen.Withdraws {
+		until = now
+		w.rec.forgo(stays, now)
 	}
 	if old.Dir != gen.Dir {
 		w.rec.Retired = append(w.rec.Retired, retired{Dir: old.Dir, Until: until})

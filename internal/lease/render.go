@@ -19,13 +19,14 @@ func (w *worker) render(r *reading) error {
 	i, want := r.issued, r.want
 	l := &lease{
 		Grant: r.grant.ID, Source: want.read.Source, Login: want.read.Login, Print: want.print, Tenant: want.read.Tenant,
+		Node: want.read.ByNode(), Made: r.sent,
 		Reason: want.reason, LeaseID: i.LeaseID, Kind: i.Kind, Length: i.TTL, Headroom: i.Headroom, Issued: r.sent, Renewable: i.Renewable, Jitter: jitter(),
 	}
 	if i.TTL > 0 {
 		l.Expires = r.sent.Add(i.TTL)
 	}
 	l.Refresh, l.Overlap = intervals(want.objects, l.Length)
-	if 2*l.Length < 3*l.Headroom {
+	if want.prior == nil && 2*l.Length < 3*l.Headroom {
 		w.log.Warn("a credential lives so briefly that its readers will wait for new ones often; ask for a longer life",
 			"object", want.objects[0].Name, "life", l.Length, "readers_want_left", l.Headroom)
 	}
@@ -93,7 +94,7 @@ func (w *worker) looked(l, found *lease) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	l.Due, l.Retry, l.Tries, l.Problem = found.Due, time.Time{}, 0, ""
-	l.Expires, l.Length, l.Headroom, l.Issued, l.Final, l.Next = found.Expires, found.Length, found.Headroom, found.Issued, found.Final, found.Next
+	l.Expires, l.Length, l.Headroom, l.Issued, l.Made, l.Final, l.Next = found.Expires, found.Length, found.Headroom, found.Issued, found.Made, found.Final, found.Next
 }
 
 // intervals returns how often to look at a read again, by its most eager

@@ -146,5 +146,11 @@ func (w *worker) next() time.Time {
 	if w.change != nil {
 		soon(w.change.next)
 	}
+	if w.rec.Current != nil {
+		soon(w.reviewAt())
+		if w.lists() {
+			soon(w.tenancy.next)
+		}
+	}
 	return at
 }

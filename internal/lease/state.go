@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/tenure-csi/tenure/provider"
@@ -34,6 +35,8 @@ type generation struct {
 	Dir    string `json:"dir"`
 	Spec   spec   `json:"spec"`
 	Leases []int  `json:"leases"` // in the SPC's order
+	// Withdraws says that the files which were taken out must not stay anywhere.
+	Withdraws bool `json:"withdraws,omitempty"`
 }
 
 // spec is what an SPC is parsed from.
@@ -90,7 +93,9 @@ type lease struct {
 	Login   provider.Login `json:"login"`
 	Print   string         `json:"print"` // fingerprint of the read and of all objects on it
 	Tenant  string         `json:"tenant,omitempty"`
-	Reason  Reason         `json:"reason"` // why it was issued
+	Node    bool           `json:"node,omitempty"` // issued with the daemon's own identity
+	Reason  Reason         `json:"reason"`         // why it was issued
+	Made    time.Time      `json:"made,omitzero"`  // when it was issued
 	LeaseID string         `json:"leaseID,omitempty"`
 	Kind    Kind           `json:"kind"`
 	Length  time.Duration  `json:"length,omitempty"` // L; 0: no end
@@ -140,6 +145,9 @@ const (
 	TokenEnd  Reason = "token"     // it would have died with its token
 	SpecEdit  Reason = "spec"      // the SPC, or the pod's overlay of it, changed
 	Content   Reason = "content"   // a look at the backend found other data
+	// TenantChange is the reason of what a new tenant gets, and of what is issued
+	// again because a tenant's rule says so.
+	TenantChange Reason = "tenant"
 )
 
 func (r *Record) grant(id int) *grant {
@@ -257,6 +265,19 @@ func (r *Record) settle(now time.Time, held map[int]bool) {
 	})
 }
 
+// forgo ends the overlap of those who are no tenants any more, and of every older
+// directory, which may hold their files.
+func (r *Record) forgo(stays map[string]bool, now time.Time) {
+	for _, l := range r.Leases {
+		if l.Tenant != "" && !stays[l.Tenant] {
+			l.Until = time.Time{}
+		}
+	}
+	for i := range r.Retired {
+		r.Retired[i].Until = now
+	}
+}
+
 // check reports whether a loaded record is whole: no entry is empty, and every
 // lease that a generation names is there.
 func (r *Record) check() error {
@@ -274,4 +295,10 @@ func (r *Record) check() error {
 		}
 	}
 	return nil
+}
+
+// tenanted reports whether there is a generation in which the bindings or a list
+// have a say.
+func (g *generation) tenanted() bool {
+	return g != nil && (g.Spec.Attributes["tenants"] != "" || strings.Contains(g.Spec.Attributes["objects"]+g.Spec.Attributes["defaults"], "identity"))
 }

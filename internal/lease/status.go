@@ -1,6 +1,10 @@
 package lease
 
-import "time"
+import (
+	"slices"
+	"strings"
+	"time"
+)
 
 // The states of volumes and leases, as status and metrics show them.
 const (
@@ -24,6 +28,15 @@ type VolumeStatus struct {
 	Owed      int           `json:"owed"`              // ends owed to the backend
 	Problem   string        `json:"problem,omitempty"` // what goes wrong now, and the way out
 	Warnings  []string      `json:"warnings,omitempty"`
+	// LeftOut are tenants of the SPC that the volume has no files for, by name.
+	LeftOut []TenantStatus `json:"leftOut,omitempty"`
+}
+
+// TenantStatus is a tenant without files.
+type TenantStatus struct {
+	Tenant  string    `json:"tenant"`
+	Problem string    `json:"problem"`
+	Next    time.Time `json:"next,omitzero"` // when it is tried again; zero: when the bindings change
 }
 
 // LeaseStatus is what one read gave.
@@ -94,7 +107,14 @@ func (w *worker) report(now time.Time) VolumeStatus {
 	}
 	if w.parsed != nil {
 		v.Warnings = w.parsed.warnings
+		for name, err := range w.parsed.refused {
+			v.LeftOut = append(v.LeftOut, TenantStatus{Tenant: name, Problem: err.Error()})
+		}
 	}
+	for name, f := range w.tenancy.out {
+		v.LeftOut = append(v.LeftOut, TenantStatus{Tenant: name, Problem: f.err.Error(), Next: f.next})
+	}
+	slices.SortFunc(v.LeftOut, func(a, b TenantStatus) int { return strings.Compare(a.Tenant, b.Tenant) })
 	w.describe(&v)
 	return v
 }
@@ -120,5 +140,23 @@ func (w *worker) describe(v *VolumeStatus) {
 		v.Problem = w.needsID.Error()
 	case w.change != nil && w.change.tries > 0:
 		v.Problem = "the changed SecretProviderClass is not carried out, the old files stay: " + w.change.err.Error()
+	case w.tenancy.failed != nil:
+		v.Problem = "a change of tenants is not carried out, the old files stay: " + w.tenancy.failed.Error()
+	case w.tenancy.problem != nil:
+		v.Problem = "tenants stay as they are: " + w.tenancy.problem.Error()
 	}
+}
+
+// HasTenants reports whether the volume is for tenants.
+func (v VolumeStatus) HasTenants() bool { return len(v.LeftOut) > 0 || len(v.tenants()) > 0 }
+
+// tenants are those whose files the volume has.
+func (v VolumeStatus) tenants() map[string]bool {
+	held := map[string]bool{}
+	for _, l := range v.Leases {
+		if l.Tenant != "" {
+			held[l.Tenant] = true
+		}
+	}
+	return held
 }

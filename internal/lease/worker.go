@@ -5,9 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -48,6 +46,7 @@ type worker struct {
 	counted     int64             // bytes that the manager's budget has for the volume
 	guards      map[string]*guard // by read
 	told        map[Notice]string // the conditions that were announced, by what they are about
+	tenancy     tenancy
 }
 
 func newWorker(m *Manager, r *Record) *worker {
@@ -57,6 +56,9 @@ func newWorker(m *Manager, r *Record) *worker {
 	}
 	w.entry = entry{w: w, index: -1}
 	w.versions = versions(r.current())
+	if r.Current.tenanted() || r.Pending.tenanted() {
+		w.tenancy.due = w.answered // what the bindings say may have changed meanwhile
+	}
 	return w
 }
 
@@ -194,14 +196,6 @@ func (w *worker) survive(p any) bool {
 	return false
 }
 
-// panicked reports a recovered panic as an error. The panic's own value is not
-// shown, it may hold a secret; the stack has none.
-func (m *Manager) panicked(log *slog.Logger, p any) error {
-	m.metrics.panics.Inc()
-	log.Error("recovered from a panic", "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
-	return &provider.Error{Class: provider.Internal, Cause: "a fault in Tenure itself", Remedy: "report it with the daemon's log; other volumes are not affected"}
-}
-
 // leave takes what has arrived when the daemon stops: what nobody will use is
 // journaled as owed. Reads still out wake the worker once more.
 func (w *worker) leave() {
@@ -222,7 +216,7 @@ func (w *worker) arrived() bool {
 	return false
 }
 
-func (w *worker) setAway(away bool) { w.locked(func() { w.away = away }) }
+func (w *worker) setAway() { w.locked(func() { w.away = true }) }
 
 // locked runs f, which changes what others may read.
 func (w *worker) locked(f func()) {

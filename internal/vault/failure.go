@@ -129,8 +129,11 @@ func forbidden(c call, a answer) *lease.Failure {
 		return buried(c)
 	}
 	capability := "update"
-	if c.method == http.MethodGet {
+	switch c.method {
+	case http.MethodGet:
 		capability = "read"
+	case provider.MethodList:
+		capability = "list"
 	}
 	remedy := fmt.Sprintf("add path %q { capabilities = [%q] } to a policy of %s", c.path, capability, c.holder())
 	if c.op != opRead {

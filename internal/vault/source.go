@@ -19,10 +19,13 @@ func (s *Source) Read(ctx context.Context, by lease.Caller, se lease.Session, r 
 		return lease.Issued{}, f
 	}
 	key := knownKey(s.cluster(c), c.to.namespace, r.Path)
-	c.mints = r.Method != http.MethodGet || !s.known.has(key)
 	c.query = r.Query
-	if r.Method != http.MethodGet {
-		c.body = r.Args
+	switch r.Method {
+	case provider.MethodList:
+	case http.MethodGet:
+		c.mints = !s.known.has(key)
+	default:
+		c.mints, c.body = true, r.Args
 	}
 	a, f := s.do(ctx, c)
 	if f != nil {
