@@ -39,7 +39,7 @@ const (
 // too much, is dropped: the log and the status have it too.
 //
 // client-go's own recorder would count repeated Events up, which needs one more
-// permission and brings the OpenAPI parsers along: 7 MiB in every daemon. Here little
+// permission and brings the OpenAPI parsers along: 3 MiB in every daemon. Here little
 // repeats itself, as a condition is told when it begins.
 type Events struct {
 	client dynamic.Interface

@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	fleet     = 120              // volumes: twelve of each mix of reads
+	fleet     = 250              // volumes: 25 of each mix of reads
 	republish = 30 * time.Minute // each brings a fresh identity
 )
 
@@ -146,7 +146,7 @@ func (s *simulation) endAll() {
 // simulate fills a node, lets a test use it, and looks what is left.
 func simulate(t *testing.T, use func(s *simulation)) {
 	if testing.Short() {
-		t.Skip("a simulated month takes a quarter of a minute; -short leaves it out")
+		t.Skip("a simulated month takes half a minute; -short leaves it out")
 	}
 	t.Parallel()
 	scene(t, func(t *testing.T, n *node) {
