@@ -10,7 +10,8 @@ import (
 	"github.com/tenure-csi/tenure/provider"
 )
 
-// TenantsChanged makes every volume look at once who is a tenant.
+// TenantsChanged makes every volume that the bindings have a say in look at once
+// who is a tenant.
 func (m *Manager) TenantsChanged() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -22,9 +23,12 @@ func (m *Manager) TenantsChanged() {
 			if w.interrupt != nil {
 				w.interrupt() // what is withdrawn must not wait for what is slow
 			}
-			w.tenancy.due = time.Now()
+			now := time.Now()
+			if w.rec.Current.tenanted() || w.rec.Pending.tenanted() {
+				w.tenancy.due = now
+			}
 			if w.change != nil && !w.change.next.IsZero() {
-				w.change.next = w.tenancy.due
+				w.change.next = now
 			}
 			w.refusal = nil
 			w.start()
