@@ -215,10 +215,10 @@ func TestSlowBackendLeavesNobodyOut(t *testing.T) {
 		n.serve(hour, names...)
 		n.bind(rule("r", "", names...))
 		n.backend.set(func(op, path string) error {
-			var i time.Duration
+			var i int
 			if _, err := fmt.Sscanf(path, "database/creds/t-%d", &i); err == nil && op == "read" {
 				n.backend.mu.Unlock()
-				time.Sleep(i * 200 * time.Millisecond)
+				time.Sleep(time.Duration(i*200) * time.Millisecond)
 				n.backend.mu.Lock()
 			}
 			return nil
