@@ -21,7 +21,7 @@ demo: setup-postgres build vaultd ## show a database credential's life: Vault, P
 	@cd test && ../bin/demo
 
 .PHONY: test
-test: setup-test build vaultd bin/helm bin/totals ## run every test but the race detector's, installing what they need; ends with the totals
+test: setup-test build vaultd miniod bin/helm bin/totals ## run every test but the race detector's, installing what they need; ends with the totals
 	@bin/totals 'go test -json -timeout=15m ./...' 'go -C test test -json -p=1 -count=1 -timeout=20m ./...' 'go -C test/image test -json -count=1 ./...'
 
 .PHONY: unit
@@ -29,7 +29,7 @@ unit: bin/totals ## run the product's tests: no other program is needed
 	@bin/totals 'go test -json -timeout=15m ./...'
 
 .PHONY: integration
-integration: setup-test build vaultd bin/helm bin/totals ## run the tests against a real Vault, PostgreSQL and MariaDB
+integration: setup-test build vaultd miniod bin/helm bin/totals ## run the tests against a real Vault, PostgreSQL, MariaDB and MinIO
 	@bin/totals 'go -C test test -json -p=1 -count=1 -timeout=20m ./...'
 
 .PHONY: conformance
@@ -39,6 +39,23 @@ conformance: setup-postgres build vaultd ## run the HashiCorp provider's cases t
 .PHONY: faults
 faults: setup-postgres build vaultd ## run the table of faults and kills against real parts: a line a case, and the count
 	@cd test/faults && go test -count=1 -timeout=20m
+
+.PHONY: test-aws
+test-aws: setup-test build vaultd miniod bin/totals ## run the tests of AWS: Vault's engine and login, a real STS and object store (MinIO's), awscli
+	@bin/totals 'go -C test test -json -count=1 -timeout=10m ./aws'
+
+.PHONY: e2e
+e2e: setup-postgres node vaultd ## run the cases on a real Kubernetes node of this machine (root; builds Kubernetes, minutes when cold): a line a case
+	@cd test/e2e && go test -tags e2e -count=1 -timeout=60m
+
+.PHONY: node-up
+node-up: node ## run a Kubernetes node on this machine until Ctrl-C or make node-down, and say how to use it
+	@go -C test build -o ../bin/node ./node/up
+	@bin/node
+
+.PHONY: node-down
+node-down: ## end the node of make node-up
+	@kill "$$(cat bin/node.pid)"
 
 .PHONY: race
 race: setup-race bin/totals ## run the product's tests under the race detector
@@ -79,6 +96,25 @@ vaultd: ## build bin/vaultd, the Vault that the tests use (minutes when cold), u
 	if [ ! -x bin/vaultd ]; then echo "vaultd: building Vault for the tests; the first time takes 2 to 5 minutes on 2 cores"; fi; \
 	CGO_ENABLED=0 test/scripts/with-heartbeat.sh vaultd go -C test/vaultd build -trimpath -ldflags '-s -w' -o ../../bin/vaultd .
 
+.PHONY: miniod
+miniod: ## build bin/miniod, the MinIO that the tests use (minutes when cold), unless TENURE_TEST_MINIOD names one
+	@if [ -n "$${TENURE_TEST_MINIOD:-}" ]; then echo "miniod: using $$TENURE_TEST_MINIOD"; exit; fi; \
+	if [ ! -x bin/miniod ]; then echo "miniod: building MinIO for the tests; the first time takes 2 to 5 minutes on 2 cores"; fi; \
+	CGO_ENABLED=0 test/scripts/with-heartbeat.sh miniod go -C test/miniod build -trimpath -ldflags '-s -w' -o ../../bin/miniod .
+
+.PHONY: node
+node: setup-node build bin/kube bin/secrets-store-csi-driver
+
+# The version that Kubernetes' own build would stamp.
+KUBE_FLAGS := -X k8s.io/component-base/version.gitVersion=v1.34.4 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=34
+bin/kube: $(wildcard test/kube/*)
+	@echo "kube: building Kubernetes for the tests' node; the first time takes 7 to 15 minutes on 2 cores"
+	@CGO_ENABLED=0 test/scripts/with-heartbeat.sh kube go -C test/kube build -trimpath -ldflags '-s -w $(KUBE_FLAGS)' -o ../../bin/kube .
+
+bin/secrets-store-csi-driver: $(wildcard test/csidriver/* test/mlog/*)
+	@CGO_ENABLED=0 test/scripts/with-heartbeat.sh driver go -C test/csidriver build -trimpath -ldflags '-s -w' -o ../../bin/secrets-store-csi-driver \
+		sigs.k8s.io/secrets-store-csi-driver/cmd/secrets-store-csi-driver
+
 .PHONY: image
 image: ## build bin/tenure-image.tar, an OCI archive of the image IMAGE for amd64 and arm64; needs no container engine
 	@mkdir -p bin
@@ -97,13 +133,15 @@ manifests: bin/helm ## render manifests/ from the chart
 
 .PHONY: setup
 setup: ## install the Debian packages that tests and checks need, those that are missing (apt-get, needs root)
-	@test/scripts/setup.sh postgres mariadb openssl jq gcc shellcheck
+	@test/scripts/setup.sh postgres mariadb openssl jq awscli gcc shellcheck
 
-.PHONY: setup-test setup-postgres setup-race setup-lint
+.PHONY: setup-test setup-postgres setup-node setup-race setup-lint
 setup-test:
-	@test/scripts/setup.sh postgres mariadb openssl jq
+	@test/scripts/setup.sh postgres mariadb openssl jq awscli
 setup-postgres:
 	@test/scripts/setup.sh postgres
+setup-node:
+	@test/scripts/setup.sh etcd containerd runc busybox
 setup-race:
 	@test/scripts/setup.sh gcc
 setup-lint:

@@ -55,8 +55,8 @@ func Decode(req *v1alpha1.MountRequest, providerName, kubeletDir string) (Reques
 	if !ok || len(attributes) == 0 {
 		return Request{}, invalid("the attributes of the Mount call are not a JSON object of strings with unique keys", "mount through the Secrets Store CSI driver")
 	}
-	if len(attributes) > maxAttributes {
-		return Request{}, invalid("the SPC has more than 256 parameters", "put several secrets into the one parameter objects")
+	if err := checkSize(attributes); err != nil {
+		return Request{}, err
 	}
 	id, err := identity(attributes[tokensKey], req.GetSecrets())
 	if err != nil {
@@ -84,6 +84,45 @@ func Decode(req *v1alpha1.MountRequest, providerName, kubeletDir string) (Reques
 		Identity:   id,
 	}, nil
 }
+
+// Edited returns the request as the driver would send it for other parameters of
+// the SecretProviderClass: those given, overlaid by the pod's volumeAttributes.
+// What the driver and kubelet add stays as it is. Its errors are *Error of class
+// Invalid, and the request is complete with them too.
+func (r Request) Edited(parameters map[string]string) (Request, error) {
+	attributes := make(map[string]string, len(parameters))
+	for k, v := range parameters {
+		if !drivers(k) {
+			attributes[k] = v
+		}
+	}
+	for k, v := range r.Attributes {
+		if drivers(k) {
+			attributes[k] = v
+		}
+	}
+	r.Attributes = attributes
+	r.SpecHash = specHash(r.Attributes, r.Mode, r.Provider)
+	return r, checkSize(r.Attributes)
+}
+
+// checkSize bounds decoded attributes.
+func checkSize(attributes map[string]string) error {
+	n := 0
+	for k, v := range attributes {
+		n += len(k) + len(v)
+	}
+	if n > maxAttributesBytes {
+		return invalid("the SPC's parameters take "+strconv.Itoa(n)+" bytes, more than 256 KiB", "split the SPC into several volumes")
+	}
+	if len(attributes) > maxAttributes {
+		return invalid("the SPC has more than 256 parameters", "put several secrets into the one parameter objects")
+	}
+	return nil
+}
+
+// SPCName returns the name of the SecretProviderClass that attributes are of.
+func SPCName(attributes map[string]string) string { return attributes[spcKey] }
 
 // flatJSON decodes a JSON object that holds nothing but strings under different
 // keys. encoding/json alone takes null for "" and the last of two equal keys.

@@ -248,3 +248,37 @@ func BenchmarkDecode(b *testing.B) {
 		}
 	}
 }
+
+func TestEditedRequestIsWhatTheDriverWouldSend(t *testing.T) {
+	decode := func(change map[string]string) Request {
+		text, err := json.Marshal(attributes(change))
+		require.NoError(t, err)
+		r, err := Decode(&v1alpha1.MountRequest{Attributes: string(text), TargetPath: target, Permission: "420", Secrets: "null"}, "tenure", kubelet)
+		require.NoError(t, err)
+		return r
+	}
+	was, want := decode(map[string]string{"roleName": "a", "audience": "x"}), decode(map[string]string{"roleName": "b", "objects": "[]"})
+	parameters := map[string]string{}
+	for k, v := range want.Attributes {
+		parameters[k] = v
+	}
+	for k := range parameters {
+		if drivers(k) {
+			parameters[k] = "the SPC author's"
+		}
+	}
+	got, err := was.Edited(parameters)
+	require.NoError(t, err)
+	require.Equal(t, want.SpecHash, got.SpecHash)
+	require.Equal(t, want.Attributes, got.Attributes, "what the driver and kubelet set stays")
+	require.Equal(t, "a", was.Attributes["roleName"], "the request itself is left alone")
+
+	_, err = was.Edited(map[string]string{"objects": strings.Repeat("x", maxAttributesBytes)})
+	require.ErrorContains(t, err, "more than 256 KiB")
+	many := map[string]string{}
+	for i := range maxAttributes + 1 {
+		many[fmt.Sprint(i)] = ""
+	}
+	_, err = was.Edited(many)
+	require.ErrorContains(t, err, "more than 256 parameters")
+}

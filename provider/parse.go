@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"path"
@@ -310,11 +311,10 @@ func (p *parser) tenantsObjects(list []*yaml.Node, defaults *yaml.Node, login Lo
 // false when it is wrong and said so.
 func (p *parser) load(name string, kind yaml.Kind, kindName, remedy string) (node *yaml.Node, ok bool) {
 	node, err := loadYAML(p.request.Attributes[name])
+	var wrong *yamlError
 	switch {
-	case err != nil:
-		var line int
-		_, _ = fmt.Sscanf(err.Error(), "line %d:", &line) // the library's errors have no other form
-		p.at(line).fail("", name, "can't be read as YAML: "+err.Error(), "indent with spaces and keep to plain lists and mappings")
+	case errors.As(err, &wrong):
+		p.at(wrong.line).fail("", name, "can't be read as YAML: "+wrong.Error(), wrong.remedy)
 		return nil, false
 	case node != nil && node.Kind != kind:
 		p.fail("", name, "is not a YAML "+kindName, remedy)

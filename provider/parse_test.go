@@ -3,7 +3,6 @@ package provider
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -32,15 +31,6 @@ func named(names ...string) map[string]string {
 
 func secretPath(path string) map[string]string {
 	return param("objects", fmt.Sprintf("- {objectName: a, secretPath: %q}", path))
-}
-
-const awsRole = "arn:aws:iam::123456789012:role/path/shop-web"
-
-// awsAuth is attributes of a login with Vault's aws method, changed by more.
-func awsAuth(more map[string]string) map[string]string {
-	all := map[string]string{"vaultAuthMethod": "aws"}
-	maps.Copy(all, more)
-	return all
 }
 
 func TestParseRefuses(t *testing.T) {
@@ -257,32 +247,6 @@ func TestParseAppRole(t *testing.T) {
 	}
 }
 
-func TestParseAWSLogin(t *testing.T) {
-	for _, row := range []struct {
-		name string
-		more map[string]string
-		want Login
-	}{
-		{
-			"the pod's role", map[string]string{"vaultAwsRoleArn": "arn:aws-cn:iam::123456789012:role/{namespace}-{serviceAccount}"},
-			Login{Role: "web", Audience: "sts.amazonaws.com", AWSIdentity: "pod", AWSRoleARN: "arn:aws-cn:iam::123456789012:role/shop-web"},
-		},
-		{
-			"own audience and mount", map[string]string{"awsIdentity": "pod", "vaultAwsRoleArn": awsRole, "audience": "x", "vaultAuthMountPath": "aws-x"},
-			Login{Role: "web", Mount: "aws-x", Audience: "x", AWSIdentity: "pod", AWSRoleARN: awsRole},
-		},
-		{"the node", map[string]string{"awsIdentity": "node"}, Login{Role: "web", AWSIdentity: "node"}},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			spec, err := Parse(request("tenure", awsAuth(row.more)))
-			require.NoError(t, err)
-			row.want.Method = "aws"
-			require.Equal(t, row.want, spec.Objects[0].Read.Login)
-			require.Empty(t, spec.Warnings)
-		})
-	}
-}
-
 func TestParseEverything(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join("testdata", "everything.yaml"))
 	require.NoError(t, err)
@@ -421,6 +385,8 @@ func FuzzParse(f *testing.F) {
 	require.NoError(f, err)
 	f.Add("tenure", "web", string(everything), "{format: json}", "https://vault")
 	f.Add("vault", "{namespace}", objects, "", "http://127.0.0.1:8200")
+	f.Add("tenure", "", "- {objectName: a, source: aws-sts, format: json, identity: pod-identity, roleArn: '"+role+"', sessionPolicy: '{\"Statement\": [\"{namespace}\"]}', sessionTags: {a: b}, ttl: 1h}", "", "")
+	f.Add("tenure", "", "- {objectName: a, source: rds-iam, format: uri, connection: {host: a.b.eu-central-1.rds.amazonaws.com, user: app}}", "{roleArn: '"+role+"'}", "")
 	f.Add("tenure", "x", "- &a {objectName: a}\n- *a", "", "")
 	f.Add("tenure", "x", "- {objectName: a/..b, secretPath: '%2e%2e/x?a=b'}", "{filePermission: 0o777}", "https://a@b")
 	f.Fuzz(func(t *testing.T, provider, role, objects, defaults, address string) {
@@ -441,13 +407,17 @@ func FuzzParse(f *testing.F) {
 				require.LessOrEqual(t, len(part), 255)
 			}
 			require.Equal(t, o.Mode&0o777, o.Mode)
+			require.Equal(t, o.Read.Source == "vault", o.Read.Path != "")
 			require.NotContains(t, "/"+o.Read.Path+"/", "/../")
-			require.NotContains(t, "/"+o.Read.Path+"/", "//")
+			require.NotContains(t, o.Read.Path+"/", "//")
 			require.NotContains(t, o.Read.Path, "auth/token/revoke-self/")
 			require.False(t, strings.HasPrefix(o.Read.Path, "sys/leases"+"/"))
 			require.GreaterOrEqual(t, o.Refresh, minRefresh)
 			_, err := json.Marshal(o.Read.Args)
 			require.NoError(t, err)
+			require.True(t, o.Read.AWS.Region == "" || IsRegion(o.Read.AWS.Region))
+			require.True(t, o.Read.AWS.RoleARN == "" || PartitionOfRole(o.Read.AWS.RoleARN) != "" && o.Read.AWS.Identity != NodeIdentity)
+			require.True(t, o.Read.AWS.SessionPolicy == "" || json.Valid([]byte(o.Read.AWS.SessionPolicy)))
 		}
 		for _, w := range spec.Warnings {
 			require.Equal(t, clean(w), w)

@@ -110,3 +110,11 @@ type Login struct {
 	TLSServerName                 string `json:",omitzero"`
 	SkipTLSVerify                 bool   `json:",omitzero"`
 }
+
+// ByToken reports whether the login sends a service account token of the pod.
+func (l Login) ByToken() bool {
+	return l.Method == "kubernetes" || l.Method == "jwt" || l.Method == "" && l.Audience != "" // the last: at AWS itself
+}
+
+// TokenAudience returns the audience of that token.
+func (l Login) TokenAudience() string { return cmp.Or(l.Audience, DefaultAudience) }

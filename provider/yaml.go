@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -21,20 +22,49 @@ var plainTags = map[string]bool{
 	"!!str": true, "!!int": true, "!!float": true, "!!bool": true, "!!null": true, "!!timestamp": true, "!!map": true, "!!seq": true,
 }
 
+// yamlError is what is wrong with a YAML text, and the way out.
+type yamlError struct {
+	line          int // from 1; 0: not known
+	cause, remedy string
+}
+
+func (e *yamlError) Error() string {
+	if e.line == 0 {
+		return e.cause
+	}
+	return fmt.Sprintf("line %d: %s", e.line, e.cause)
+}
+
+// tabbed is an indentation with a tab, at which the library fails with a text
+// that does not name it.
+var tabbed = regexp.MustCompile(`(?m)^ *\t`)
+
+// syntaxError puts an error of the library, which quotes no value.
+func syntaxError(text string, err error) *yamlError {
+	e := &yamlError{cause: strings.TrimPrefix(err.Error(), "yaml: "), remedy: "indent with spaces, and the fields of an object below each other"}
+	if _, scanErr := fmt.Sscanf(e.cause, "line %d:", &e.line); scanErr == nil { // its errors have no other form
+		_, e.cause, _ = strings.Cut(e.cause, ": ")
+	}
+	if at := tabbed.FindStringIndex(text); at != nil {
+		e.line, e.cause = 1+strings.Count(text[:at[0]], "\n"), "a tab stands in the indentation"
+	}
+	return e
+}
+
 // loadYAML parses one document into nodes and refuses what makes YAML surprising:
 // anchors and aliases (they can grow without bound), merge keys, tags, keys that
 // are twice there or no plain words, and further documents. A nil node is an
-// empty document. The text of an error names lines and never quotes values.
+// empty document. An error is a *yamlError and never quotes values.
 func loadYAML(text string) (*yaml.Node, error) {
 	decoder := yaml.NewDecoder(strings.NewReader(text))
 	var document, more yaml.Node
 	if err := decoder.Decode(&document); errors.Is(err, io.EOF) {
 		return nil, nil
 	} else if err != nil {
-		return nil, errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+		return nil, syntaxError(text, err)
 	}
 	if !errors.Is(decoder.Decode(&more), io.EOF) {
-		return nil, errors.New("there is more than one YAML document")
+		return nil, &yamlError{0, "there is more than one YAML document", "remove the line with ---"}
 	}
 	nodes := 0
 	if err := checkYAML(&document, &nodes); err != nil {
@@ -49,28 +79,29 @@ func loadYAML(text string) (*yaml.Node, error) {
 
 func checkYAML(n *yaml.Node, nodes *int) error {
 	if *nodes++; *nodes > maxNodes {
-		return fmt.Errorf("there are more than %d YAML values", maxNodes)
+		return &yamlError{0, fmt.Sprintf("there are more than %d YAML values", maxNodes), "split the SPC into several volumes"}
 	}
+	const plain = "keep to plain lists and mappings"
 	switch {
 	case n.Kind == yaml.AliasNode || n.Anchor != "":
-		return fmt.Errorf("line %d: anchors and aliases are not allowed", n.Line)
+		return &yamlError{n.Line, "anchors and aliases are not allowed", plain}
 	case n.ShortTag() == "!!merge":
-		return fmt.Errorf("line %d: merge keys are not allowed", n.Line)
+		return &yamlError{n.Line, "merge keys are not allowed", plain}
 	case n.Kind != yaml.DocumentNode && !plainTags[n.ShortTag()]:
-		return fmt.Errorf("line %d: tags are not allowed", n.Line)
+		return &yamlError{n.Line, "tags are not allowed", plain}
 	}
 	if n.Kind == yaml.MappingNode {
 		if len(n.Content)/2 > maxKeys {
-			return fmt.Errorf("line %d: a mapping has more than %d keys", n.Line, maxKeys)
+			return &yamlError{n.Line, fmt.Sprintf("a mapping has more than %d keys", maxKeys), "split it"}
 		}
 		seen := make(map[string]bool, len(n.Content)/2)
 		for i := 0; i < len(n.Content); i += 2 {
 			key := n.Content[i]
 			if key.Kind != yaml.ScalarNode {
-				return fmt.Errorf("line %d: a key must be a plain word", key.Line)
+				return &yamlError{key.Line, "a key must be a plain word", plain}
 			}
 			if seen[key.Value] {
-				return fmt.Errorf("line %d: key %s is there twice", key.Line, quote(key.Value))
+				return &yamlError{key.Line, "key " + quote(key.Value) + " is there twice", "remove one of them; each object of a list begins with -"}
 			}
 			seen[key.Value] = true
 		}

@@ -32,6 +32,7 @@ type config struct {
 	logFormat      string
 	vault          vaultFlags
 	aws            awsFlags
+	kube           kubeFlags
 	ignoredFromEnv []string // VAULT_ variables that were set and mean nothing here
 }
 
@@ -132,6 +133,7 @@ func (c *config) defineFlags(f *flag.FlagSet, env map[string]string) {
 	f.StringVar(&c.logFormat, "log-format", "text", "`format`: text or json")
 	c.vault.defineFlags(f, env)
 	c.aws.defineFlags(f, env)
+	c.kube.defineFlags(f)
 }
 
 // defineBindings is of every command that decides or checks who may be which tenant.
@@ -212,6 +214,7 @@ func (c *config) check() error {
 	if c.vault.awsKeyDelay < 0 || c.vault.awsKeyDelay > maxKeyDelay {
 		problem("--vault-aws-key-delay %s is not from 0s to %s; a pod waits that long for its first key", c.vault.awsKeyDelay, maxKeyDelay)
 	}
+	c.kube.check(problem)
 	if err := new(slog.Level).UnmarshalText([]byte(c.logLevel)); err != nil {
 		problem("--log-level %q is not known; use debug, info, warn or error", c.logLevel)
 	}

@@ -17,7 +17,7 @@ func TestPrecedenceOfEnvironmentAndFlags(t *testing.T) {
 	env := []string{
 		"VAULT_ADDR=https://env:8200", "VAULT_CACERT=/env/ca", "VAULT_CAPATH=/env/cas", "VAULT_CLIENT_CERT=/env/cert",
 		"VAULT_CLIENT_KEY=/env/key", "VAULT_TLS_SERVER_NAME=env", "VAULT_NAMESPACE=env", "VAULT_SKIP_VERIFY=1",
-		"VAULT_MAX_RETRIES=9", "VAULT_AGENT_ADDR=http://agent", "VAULT_EMPTY=", "PATH=/bin",
+		"VAULT_MAX_RETRIES=9", "VAULT_AGENT_ADDR=http://agent", "VAULT_EMPTY=", "PATH=/bin", "AWS_REGION=eu-central-1",
 	}
 	c, err := parseConfig(nil, env, nil)
 	require.NoError(t, err)
@@ -27,6 +27,7 @@ func TestPrecedenceOfEnvironmentAndFlags(t *testing.T) {
 	}, c.vault)
 	require.Equal(t, []string{"VAULT_AGENT_ADDR", "VAULT_MAX_RETRIES"}, c.ignoredFromEnv, "what is set without effect is named")
 	require.Equal(t, []string{"tenure"}, c.providers)
+	require.Equal(t, awsFlags{region: "eu-central-1", agent: "http://169.254.170.23/v1/credentials"}, c.aws)
 
 	c, err = parseConfig([]string{
 		"--vault-addr=https://flag, https://flag2", "--vault-addr=https://flag3", "--vault-tls-ca-cert=/flag/ca", "--vault-tls-ca-directory=/flag/cas",
@@ -34,6 +35,7 @@ func TestPrecedenceOfEnvironmentAndFlags(t *testing.T) {
 		"--vault-namespace=flag", "--allow-skip-tls-verify=false", "--vault-mount=k8s", "--tls-dir=/tls",
 		"--allowed-vault-addrs=https://a, https://b", "--allowed-vault-addrs=https://c", "--vault-aws-server-id=v", "--vault-aws-key-delay=0s",
 		"--provider-name=vault", "--provider-name=tenure",
+		"--aws-region=us-east-1", "--aws-sts-endpoint=https://sts", "--aws-fips", "--aws-pod-identity-agent=http://[::1]", "--cluster-name=prod",
 	}, env, nil)
 	require.NoError(t, err)
 	require.Equal(t, vaultFlags{
@@ -42,6 +44,7 @@ func TestPrecedenceOfEnvironmentAndFlags(t *testing.T) {
 		allowedAddrs: []string{"https://a", "https://b", "https://c"}, awsServerID: "v",
 	}, c.vault, "a flag overrides the environment")
 	require.Equal(t, []string{"vault", "tenure"}, c.providers)
+	require.Equal(t, awsFlags{region: "us-east-1", stsEndpoint: "https://sts", fips: true, agent: "http://[::1]", cluster: "prod"}, c.aws)
 }
 
 func TestVolumeBudget(t *testing.T) {
@@ -81,6 +84,12 @@ func TestBadConfigurations(t *testing.T) {
 		}},
 		{"key delay", []string{"--vault-aws-key-delay=30s"}, nil, []string{
 			`--vault-aws-key-delay 30s is not from 0s to 20s; a pod waits that long for its first key`,
+		}},
+		{"pods without a node", []string{"--kube-pods"}, nil, []string{
+			`--kube-pods needs --node-name, so that only this node's pods are followed; set it to the pod's spec.nodeName`,
+		}},
+		{"SPCs without pods", []string{"--kube-spcs", "--node-name=n"}, nil, []string{
+			`--kube-spcs needs --kube-pods, as a pod's volumeAttributes override the SecretProviderClass; set both`,
 		}},
 		{"token", nil, []string{"VAULT_TOKEN=hvs.canary"}, []string{
 			`VAULT_TOKEN is set, but pods log in with their own identity and a token of the daemon's would be used for nobody; unset it`,

@@ -104,7 +104,11 @@ func parse(flags *flag.FlagSet, args []string, stdout io.Writer, places ...*stri
 			return true, nil
 		}
 		if len(places) == 0 {
-			return false, &usageError{fmt.Errorf("unexpected argument %q", flags.Arg(0))}
+			hint := ""
+			if f := flags.Lookup("f"); f != nil && f.Value.String() == "" {
+				hint = "; a file is named with -f"
+			}
+			return false, &usageError{fmt.Errorf("unexpected argument %q%s", flags.Arg(0), hint)}
 		}
 		*places[0] = flags.Arg(0)
 		places, args = places[1:], flags.Args()[1:]

@@ -89,7 +89,10 @@ func parseMount(args, environ []string, stdout io.Writer) (*mountOptions, error)
 func (o *mountOptions) checkMount() error {
 	var errs []error
 	problem := func(text string) { errs = append(errs, errors.New(text)) }
-	if o.file == "" {
+	switch {
+	case o.file == "" && o.dir != "":
+		problem("-f is missing, and " + o.dir + " is taken for DIR; name the file with the SecretProviderClass after -f")
+	case o.file == "":
 		problem("-f is missing; name the file with the SecretProviderClass")
 	}
 	switch {
@@ -366,8 +369,14 @@ func (t *trial) mount(ctx context.Context, r provider.Request) error {
 		return errors.New("interrupted before the volume was written")
 	}
 	text := errors.New(provider.EventText(err))
-	if about := (*provider.Error)(nil); t.tokenFile != "" && errors.As(err, &about) && about.Field == "audience" {
-		return errors.Join(text, errors.New("here, without a cluster: "+t.makeToken(audienceOf(r, about.Object))))
+	var about *provider.Error
+	hint := func(remedy string) error { return errors.Join(text, errors.New("here, without a cluster: "+remedy)) }
+	switch {
+	case !errors.As(err, &about):
+	case about.Field == "audience" && t.tokenFile != "":
+		return hint(t.makeToken(audienceOf(r, about.Object)))
+	case about.Field == "vaultAddress" && len(t.vault.addrs) == 0 && r.Attributes["vaultAddress"] == "":
+		return hint("give --vault-addr, or set VAULT_ADDR")
 	}
 	return text
 }

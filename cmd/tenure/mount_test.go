@@ -224,6 +224,14 @@ func away(t *testing.T, asked func()) string {
 	return srv.URL
 }
 
+func TestMountWithoutAnAddressOfVault(t *testing.T) {
+	_, args := try(t, trySPC, shopToken())
+	var stdout, stderr bytes.Buffer
+	require.Equal(t, exitFailed, command(t.Context(), append(args, "--tmpfs="+tmpfs(t)), &stdout, &stderr))
+	require.Contains(t, stderr.String(), `field "vaultAddress": no Vault address is set; `)
+	require.Contains(t, stderr.String(), "\ntenure mount: here, without a cluster: give --vault-addr, or set VAULT_ADDR\n")
+}
+
 func TestMountCommandLines(t *testing.T) {
 	for _, row := range []struct {
 		name string
@@ -234,6 +242,7 @@ func TestMountCommandLines(t *testing.T) {
 			"-f is missing; name the file with the SecretProviderClass",
 			"there is nothing to log in with; give a service account's --token-file, or a --vault-token-file",
 		}},
+		{"a file without -f", []string{"--token-file=a", "spc.yaml"}, []string{"-f is missing, and spc.yaml is taken for DIR; name the file with the SecretProviderClass after -f"}},
 		{"two tokens", []string{"-f=x", "--token-file=a", "--vault-token-file=b"}, []string{"--token-file and --vault-token-file are both given; choose one"}},
 		{"whose Vault", []string{"-f=x", "--vault-token-file=b"}, []string{"--vault-token-file needs --vault-addr, so that nothing but your own choice decides where the token is sent"}},
 		{"the SPC's Vault", []string{"-f=x", "--vault-token-file=b", "--vault-addr=http://v", "--allowed-vault-addrs=http://w"}, []string{

@@ -116,19 +116,25 @@ func run(ctx context.Context, c *config, log *slog.Logger) (err error) {
 			return err
 		}
 	}
+	kube, err := c.kube.connect(ctx, log)
+	if err != nil {
+		return err
+	}
 	leases := lease.Config{
 		Sources: map[string]lease.Source{"vault": source, "aws-sts": cloud, "rds-iam": cloud}, Files: files, Store: journal,
-		VersionKey: key, MaxBytes: cmp.Or(c.volumeBudget, defaultBudget()), Log: log, Registerer: d.metrics,
+		VersionKey: key, MaxBytes: cmp.Or(c.volumeBudget, defaultBudget()), Log: log, Registerer: d.metrics, Cluster: kube.Cluster,
 	}
 	if bindings != nil {
 		leases.Tenants = bindings
 	}
 	manager, err := lease.Open(leases)
 	if err != nil {
+		kube.close()
 		return err
 	}
 	d.manager.Store(manager)
 	defer watch(ctx, bindings, manager)()
+	kube.run(manager)
 	log.Info("loaded the journal", "volumes", len(manager.Status()))
 
 	stopStatus, err := d.serveStatus()
@@ -136,6 +142,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) (err error) {
 		defer closing(&err, stopStatus) // after the drain: an operator sees what is waited for
 		err = d.serveProviders(ctx)
 	}
+	kube.close() // nothing asks a stopping manager for more
 	return errors.Join(err, d.drain(manager))
 }
 

@@ -197,6 +197,14 @@ func TestServeRefuses(t *testing.T) {
 				return "listening for health checks: listen tcp 192.0.2.1:1: bind: cannot assign requested address; choose another --health-addr, or leave it empty"
 			},
 		},
+		{
+			"Kubernetes outside a cluster",
+			func(node) string { return "--kube-events" },
+			func(node) string {
+				return "finding the Kubernetes API: unable to load in-cluster configuration, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT must be defined; " +
+					"run as a pod with a service account token, give --kubeconfig, or leave the --kube flags out"
+			},
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			n := newNode(t)

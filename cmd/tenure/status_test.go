@@ -28,7 +28,7 @@ func TestStatusTable(t *testing.T) {
 				{Objects: []string{"user", "password"}, State: lease.Live, Reason: lease.Scheduled, Expires: in(42*time.Minute + 10*time.Second), Next: in(20 * time.Minute)},
 				{Objects: []string{"config"}, State: lease.Live, Reason: lease.Content, Next: in(100 * time.Second)},
 				{Objects: []string{"cert"}, State: lease.Expired, Reason: lease.First, Expires: in(-time.Hour), Next: in(30 * time.Second), Problem: "Vault is sealed"},
-				{Objects: []string{"ca"}, State: lease.Live, Reason: lease.SpecEdit, Expires: in(146 * time.Hour), Next: in(3*time.Hour + 5*time.Minute)},
+				{Objects: []string{"ca"}, State: lease.Live, Reason: lease.SpecEdit, Unrevocable: true, Expires: in(146 * time.Hour), Next: in(3*time.Hour + 5*time.Minute)},
 			},
 		},
 		{Namespace: "evil", Pod: "x", State: lease.Waiting, Problem: "object \"\x1b[2J\": no\nway"},

@@ -60,6 +60,12 @@ func TestValidateReadsStandardInput(t *testing.T) {
 	require.Contains(t, out.String(), "standard input:2: is no YAML: ")
 }
 
+func TestValidateSaysHowFilesAreNamed(t *testing.T) {
+	code, shown := validated(t, "spc.yaml")
+	require.Equal(t, exitUsage, code)
+	require.Contains(t, shown, `unexpected argument "spc.yaml"; a file is named with -f`)
+}
+
 func TestValidateWithoutProblemsGivesAnEmptyList(t *testing.T) {
 	code, shown := validated(t, "-f=testdata/validate/good.yaml", "-o=json")
 	require.Zero(t, code)

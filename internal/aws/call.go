@@ -8,34 +8,43 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/tenure-csi/tenure/internal/lease"
+	"github.com/tenure-csi/tenure/provider"
 )
 
 // errNoSession is an answer without the session that was asked for.
 var errNoSession = errors.New("the answer holds no session")
 
-// ask makes one call once it has room, and says what a failed one means.
-func (s *Source) ask(ctx context.Context, q question, call func(context.Context) error) *lease.Failure {
+// ask makes one call for credentials once it has room, and says what a failed one
+// means. Those that have ended already are a failure too.
+func (s *Source) ask(ctx context.Context, q question, call func(context.Context) (aws.Credentials, error)) (aws.Credentials, *lease.Failure) {
 	leave, err := s.gates.Enter(ctx, s.address(q), q.by.Pod.Namespace, q.by.Work, false)
 	if err != nil {
-		return q.crowded(err)
+		return aws.Credentials{}, q.crowded(err)
 	}
 	defer leave()
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	start := time.Now()
-	err = call(ctx)
+	keys, err := call(ctx)
+	if err == nil && !keys.CanExpire && q.op != opNode {
+		err = errNoSession
+	}
 	took := time.Since(start)
 	status := statusOf(err)
 	s.metrics.done(q.op, status, took)
 	s.log.LogAttrs(ctx, slog.LevelDebug, "asked AWS", slog.String("op", string(q.op)), slog.String("region", q.Region), slog.String("role", q.RoleARN),
 		slog.String("namespace", q.by.Pod.Namespace), slog.String("pod", q.by.Pod.Name), slog.Int("status", status), slog.Duration("took", took))
-	if err != nil {
-		return q.classify(err)
+	switch {
+	case err != nil:
+		return aws.Credentials{}, q.classify(err)
+	case keys.CanExpire && !keys.Expires.After(time.Now()):
+		return aws.Credentials{}, q.fail(lease.Retry, provider.Unavailable, "", "the session that it gave has expired already", "compare the clocks of this node and of AWS")
 	}
-	return nil
+	return keys, nil
 }
 
 // address names what is asked, for the gate.

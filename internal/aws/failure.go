@@ -155,7 +155,7 @@ func reason(err error) (class provider.Class, cause, remedy string) {
 	)
 	switch {
 	case errors.Is(err, errNoSession):
-		return provider.Unavailable, errNoSession.Error(), "check --aws-sts-endpoint"
+		return provider.Unavailable, errNoSession.Error(), "have the operator check --aws-sts-endpoint and --aws-pod-identity-agent"
 	case errors.As(err, &certificate):
 		return provider.Unavailable, "its TLS certificate can't be verified", "check the address and the CAs in the daemon's image"
 	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):

@@ -86,6 +86,8 @@ func TestRefusals(t *testing.T) {
 		{"agent, denied", agent(400, "text/plain", "AccessDeniedException: (eks-auth) ...")},
 		{"agent, old token", agent(400, "text/plain", "(ExpiredTokenException): Token expired")},
 		{"agent, silent", agent(500, "text/plain", "")},
+		{"agent, no end", agent(200, "application/json", `{"AccessKeyId":"a","SecretAccessKey":"b","Token":"c"}`)},
+		{"agent, long ago", agent(200, "application/json", `{"AccessKeyId":"a","SecretAccessKey":"b","Token":"c","Expiration":"2001-01-01T00:00:00Z"}`)},
 		{"agent, no JSON", agent(200, "text/html", "<html>")},
 	} {
 		_, f := read(t, s, tc.read())

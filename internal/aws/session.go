@@ -52,11 +52,7 @@ func (s *Source) session(ctx context.Context, q question) (aws.Credentials, *lea
 	if q.Identity == provider.NodeIdentity {
 		q.op, first = opNode, s.cfg.Node
 	}
-	var keys aws.Credentials
-	f := s.ask(ctx, q, func(ctx context.Context) (err error) {
-		keys, err = first.Retrieve(ctx)
-		return err
-	})
+	keys, f := s.ask(ctx, q, first.Retrieve)
 	if f != nil || q.RoleARN == "" {
 		return keys, f
 	}
@@ -88,41 +84,37 @@ func (q question) noRegion() *lease.Failure {
 }
 
 // exchange gives the pod's token for a session.
-func (s *Source) exchange(ctx context.Context, q question) (keys aws.Credentials, f *lease.Failure) {
-	f = s.ask(ctx, q, func(ctx context.Context) error {
+func (s *Source) exchange(ctx context.Context, q question) (aws.Credentials, *lease.Failure) {
+	return s.ask(ctx, q, func(ctx context.Context) (aws.Credentials, error) {
 		out, err := s.sts(q.Region, aws.Credentials{}).AssumeRoleWithWebIdentity(ctx, &sts.AssumeRoleWithWebIdentityInput{
 			RoleArn: &q.RoleARN, RoleSessionName: aws.String(sessionName(s.cfg.Cluster, q.by.Pod)),
 			WebIdentityToken: aws.String(q.token.Reveal()), DurationSeconds: seconds(q.life), Policy: optional(q.SessionPolicy),
 		})
 		if err != nil {
-			return err
+			return aws.Credentials{}, err
 		}
 		s.noteFull(ctx, q, out.SessionTokenUtilization)
-		keys, err = keysOf(out.Credentials)
-		return err
+		return keysOf(out.Credentials)
 	})
-	return keys, f
 }
 
 // assume gives one session for another.
-func (s *Source) assume(ctx context.Context, q question, by aws.Credentials) (keys aws.Credentials, f *lease.Failure) {
+func (s *Source) assume(ctx context.Context, q question, by aws.Credentials) (aws.Credentials, *lease.Failure) {
 	var tags []types.Tag
 	for key, value := range q.SessionTags {
 		tags = append(tags, types.Tag{Key: aws.String(key), Value: aws.String(value)})
 	}
-	f = s.ask(ctx, q, func(ctx context.Context) error {
+	return s.ask(ctx, q, func(ctx context.Context) (aws.Credentials, error) {
 		out, err := s.sts(q.Region, by).AssumeRole(ctx, &sts.AssumeRoleInput{
 			RoleArn: &q.RoleARN, RoleSessionName: aws.String(sessionName(s.cfg.Cluster, q.by.Pod)),
 			DurationSeconds: seconds(q.life), Policy: optional(q.SessionPolicy), Tags: tags,
 		})
 		if err != nil {
-			return err
+			return aws.Credentials{}, err
 		}
 		s.noteFull(ctx, q, out.SessionTokenUtilization)
-		keys, err = keysOf(out.Credentials)
-		return err
+		return keysOf(out.Credentials)
 	})
-	return keys, f
 }
 
 // noteFull warns before policy and tags no longer fit into a session's token, as

@@ -49,19 +49,15 @@ func (s *Source) SignCallerIdentity(ctx context.Context, by lease.Caller, login 
 }
 
 // signingKeys are the pod's session, or the daemon's own credentials as they are.
-func (s *Source) signingKeys(ctx context.Context, q question) (keys aws.Credentials, f *lease.Failure) {
+func (s *Source) signingKeys(ctx context.Context, q question) (aws.Credentials, *lease.Failure) {
 	switch {
 	case q.token != "":
 		return s.session(ctx, q)
 	case s.cfg.Node == nil:
-		return keys, notLent()
+		return aws.Credentials{}, notLent()
 	}
 	q.op = opNode
-	f = s.ask(ctx, q, func(ctx context.Context) (err error) {
-		keys, err = s.cfg.Node.Retrieve(ctx)
-		return err
-	})
-	return keys, f
+	return s.ask(ctx, q, s.cfg.Node.Retrieve)
 }
 
 // signed makes the request.

@@ -1,12 +1,15 @@
 package format
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 
@@ -158,6 +161,10 @@ func TestTemplateExecutionFaults(t *testing.T) {
 	for text, want := range map[string]string{
 		"{{.Data.nope}}":                        `line 1, column 8: there is no entry of this name; the data has "b64", "big"`,
 		"\n{{.Nope}}":                           "line 2, column 3: there is no entry of this name",
+		"{{.Objects.other.Data.v}}":             "there is no entry of this name", // nothing of other objects is there
+		"{{$.Spec.Objects}}":                    "there is no entry of this name",
+		`{{index . "Secrets"}}`:                 "index finds no such entry",
+		`{{index .Lease "LeaseID"}}`:            "index finds no such entry",
 		"{{.Data}}":                             "a list or a map has no text; use toJson, join or range",
 		"{{.Data.list}}":                        "a list or a map has no text",
 		"{{.Data.none}}":                        "a null has no text; use default",
@@ -287,5 +294,33 @@ func FuzzTemplate(f *testing.F) {
 		second, err := renderTemplate(t, text, s)
 		require.NoError(t, err)
 		require.Equal(t, first, second)
+	})
+}
+
+// What a function escapes is read back byte for byte by those it is for.
+func FuzzTemplateQuoting(f *testing.F) {
+	f.Add("it's \"$HOME\"\n\x00%2B+ ")
+	f.Fuzz(func(t *testing.T, value string) {
+		s := Secret{Data: map[string]any{"v": value}}
+		for text, read := range map[string]func(string) (string, error){
+			"{{urlquery .Data.v}}": url.PathUnescape,
+			"{{base64 .Data.v}}": func(got string) (string, error) {
+				b, err := base64.StdEncoding.DecodeString(got)
+				return string(b), err
+			},
+			"{{base64 .Data.v | base64Decode}}": func(got string) (string, error) { return got, nil },
+			"{{quote .Data.v}}": func(got string) (back string, err error) {
+				return back, json.Unmarshal([]byte(got), &back)
+			},
+		} {
+			got, err := renderTemplate(t, text, s)
+			if err != nil {
+				require.True(t, len(value) > maxOutput/6 || !utf8.ValidString(value), "%s: %v", text, err)
+				continue
+			}
+			back, err := read(got)
+			require.NoError(t, err)
+			require.Equal(t, value, back, text)
+		}
 	})
 }

@@ -28,6 +28,7 @@ type backend struct {
 	lastID int
 	lent   string // the token that every login answers; empty: each has its own
 	proofs bool   // there are no tokens: each read proves the pod's identity
+	batch  bool   // tokens can't be revoked
 
 	fault func(op, path string) error // nil: none
 	after func(op, path string) error // after the effect: the reply is lost
@@ -190,7 +191,7 @@ func (b *backend) Login(ctx context.Context, by Caller, _ provider.Login, id pro
 	}
 	token := b.id("token")
 	b.tokens[token] = &fakeToken{made: time.Now(), expires: time.Now().Add(b.auth.ttl)}
-	s := Session{Token: provider.Secret(token), Accessor: "a-" + token, TTL: b.auth.ttl, Renewable: !b.auth.fixed, Revocable: true}
+	s := Session{Token: provider.Secret(token), Accessor: "a-" + token, TTL: b.auth.ttl, Renewable: !b.auth.fixed, Revocable: !b.batch}
 	return s, b.leave("login", by.Pod.Name)
 }
 

@@ -82,7 +82,7 @@ func TestBudgetKeepsWhatLives(t *testing.T) {
 		n.backend.kv["secret/data/full"] = strings.Repeat("w", 2*big)
 		n.backend.mu.Unlock()
 		pause(5 * time.Minute)
-		require.Equal(t, big, len(full.files()["kv"]))
+		require.Len(t, full.files()["kv"], big)
 		require.Contains(t, full.status().Leases[0].Problem, "--volume-budget")
 		n.backend.mu.Lock()
 		n.backend.kv["secret/data/full"] = "small"

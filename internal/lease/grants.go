@@ -3,6 +3,7 @@ package lease
 import (
 	"errors"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -112,7 +113,14 @@ func (w *worker) login(g *grant, want *wanted, o order) error {
 		}
 	}
 	sent := time.Now()
-	s, err := w.m.Sources[want.read.Source].Login(w.m.ctx, w.caller(o.work), want.read.Login, id)
+	src := w.m.Sources[want.read.Source]
+	s, err := src.Login(w.m.ctx, w.caller(o.work), want.read.Login, id)
+	if fresh, ok := w.fresher(want.read.Login, id, o, err); ok {
+		sent = time.Now()
+		if s, err = src.Login(w.m.ctx, w.caller(o.work), want.read.Login, fresh); err == nil {
+			w.locked(func() { w.identity = fresh }) // reads may have to prove it too
+		}
+	}
 	w.m.metrics.logins.WithLabelValues(outcome(err)).Inc()
 	if err != nil {
 		if refusesIdentity(err) {
@@ -143,6 +151,8 @@ func (w *worker) enter(a *attempt, g *grant) {
 	if !g.Revocable && !g.Borrowed && g.Token != "" {
 		w.log.Warn("the token can't be revoked: its credentials live to their end; "+
 			"set token_type=service on the Vault role to have them end with the pod", "role", g.Login.Role)
+		w.tell(NoticeToken, "Vault gave a token that can't be revoked, so that credentials outlive the pod to their own end; "+
+			"set token_type=service on the Vault role "+strconv.Quote(g.Login.Role))
 	}
 }
 

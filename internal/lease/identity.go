@@ -74,28 +74,32 @@ func (w *worker) foresee(now time.Time) {
 // newer one. mu is held.
 func (w *worker) lacking(l *lease) (from time.Time, why error) {
 	if w.needsID != nil || l.Kind != Leased || !l.Final || l.Tries > 0 {
-		return from, nil
+		return from, nil //nolint:nilerr // what has been told is not told again
 	}
 	if g := w.rec.newest(l.Source, l.Login); g != nil && (g.Borrowed || w.serves(g, l)) {
 		return from, nil // a login is not needed
 	}
+	if w.m.Cluster.Identities != nil && l.Login.ByToken() {
+		return from, nil // a fresh token is asked for when it is
+	}
 	until, why := w.identity.Until(l.Login, w.rec.Pod)
-	if why == nil || !until.IsZero() && !until.Before(l.Due) {
-		return from, nil
+	if until.After(l.Due) {
+		why = nil // it lasts
 	}
 	if !w.republished {
 		until = time.Time{}
 	}
+	if w.identity.Tokens == nil && w.identity.Secrets == nil { // no Mount has brought one since the start
+		until = w.m.opened.Add(republishWithin)
+	}
 	half := l.Issued.Add(w.rec.end(l).Sub(l.Issued) / 2)
-	return latest(half, until, w.m.opened.Add(republishWithin)), why
+	return latest(half, until), why
 }
 
-// latest returns the last of some times.
-func latest(times ...time.Time) (last time.Time) {
-	for _, t := range times {
-		if t.After(last) {
-			last = t
-		}
+// latest returns the later of two times.
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
 	}
-	return last
+	return b
 }

@@ -164,7 +164,7 @@ func TestRestartWaitsForARepublish(t *testing.T) {
 // TestForeseenEndOfAToken: leases die with a token whose end is known.
 func TestForeseenEndOfAToken(t *testing.T) {
 	scene(t, func(t *testing.T, n *node) {
-		n.backend.auth = role{ttl: time.Hour, max: 3 * time.Hour}
+		n.backend.auth = role{ttl: 3 * time.Hour, max: 3 * time.Hour, fixed: true}
 		p := n.withOrders(time.Hour, 24*time.Hour)
 		require.NoError(t, p.mount())
 		for p.status().State == Live {
@@ -173,7 +173,8 @@ func TestForeseenEndOfAToken(t *testing.T) {
 		require.Equal(t, NeedsIdentity, p.status().State)
 		l := p.lease()
 		require.Equal(t, TokenEnd, l.Next)
-		require.WithinRange(t, time.Now(), l.Issued, l.Due, "it is told before the replacement is tried")
+		half := l.Issued.Add(p.status().Leases[0].Expires.Sub(l.Issued) / 2)
+		require.WithinDuration(t, earlier(half, l.Due), time.Now(), time.Minute, "at half of what is left, or when the replacement is tried")
 		require.True(t, p.works())
 	})
 }

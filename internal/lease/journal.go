@@ -74,7 +74,7 @@ func requirePrivate(dir string) error {
 		return nil
 	}
 	if entries, err := os.ReadDir(dir); err == nil && len(entries) == 0 && info.Mode() == fs.ModeDir|0o755 {
-		if err := os.Chmod(dir, 0o700); err != nil {
+		if err := os.Chmod(dir, 0o700); err != nil { //nolint:gosec // a directory that its owner could not enter is of no use
 			return fmt.Errorf("closing the state directory to others: %w", err)
 		}
 		return nil

@@ -15,6 +15,10 @@ import (
 // than a source commonly holds a new AWS key back.
 const backgroundWait = 15 * time.Second
 
+// looksInARow is how many failed looks at what has no lease follow each other at
+// the pace of retries.
+const looksInARow = 3
+
 // maintain does what is due: renewals, replacements, looks, ends. ctx ends when
 // a Mount or the volume's end wants the worker.
 func (w *worker) maintain(ctx context.Context) {
@@ -175,6 +179,7 @@ func (w *worker) tokenExtended(e *extension, now time.Time) {
 		w.log.Warn("renewing the token failed; it is tried again", "tries", g.Tries, "error", e.err)
 	default:
 		w.log.Error("the token can't be renewed: it lives to its end", "expires", g.Expires, "error", e.err)
+		w.tell(NoticeToken, "Vault does not renew the volume's token, so that each lease is replaced in place of renewed: "+e.err.Error())
 		g.Renewable = false
 		g.begin(now, g.Expires.Sub(now))
 		w.tokenEnds(g, now)
@@ -238,6 +243,7 @@ func (w *worker) leaseExtended(e *extension, now time.Time) {
 		at := replacement(now, w.rec.end(l), l.Length, l.Overlap, l.Jitter)
 		if verdict == Refused {
 			at = lastResort(now, w.rec.end(l), l.Length, l.Jitter)
+			w.tell(NoticeToken, l.named()+"the token may not renew its lease, which is replaced at its end instead: "+l.Problem)
 		}
 		l.finish(Scheduled, at)
 	default:
@@ -386,7 +392,7 @@ func (w *worker) postponeAll(due map[*lease]Reason, err error) {
 		if errors.Is(why, errGuarded) {
 			l.Retry = now.Add(max(after, retryFloor))
 		}
-		if l.Kind == Polled && l.Tries > 3 {
+		if l.Kind == Polled && l.Tries > looksInARow {
 			l.Retry = now.Add(l.Refresh)
 		}
 	}
@@ -405,7 +411,7 @@ func (w *worker) retryChange(ctx context.Context) {
 		return
 	}
 	err := w.mountSpec(order{spec: c.spec, live: true, work: Background, deadline: now.Add(mountBudget), ctx: ctx})
-	if err != nil && ctx.Err() == nil {
+	if err != nil && ctx.Err() == nil && w.wants(c) {
 		w.remember(&w.change, c.spec, err)
 	}
 }

@@ -48,7 +48,8 @@ type Store interface {
 	SaveMark(volume.Mark) error
 }
 
-// Config is what a Manager works with. All fields but Tenants, MaxBytes and Registerer are required.
+// Config is what a Manager works with. All fields but Tenants, MaxBytes, Registerer
+// and Cluster are required.
 type Config struct {
 	Sources    map[string]Source // by the name that objects call them
 	Files      Files
@@ -58,6 +59,7 @@ type Config struct {
 	MaxBytes   int64  // of memory that the files of all volumes may take together; 0: no bound
 	Log        *slog.Logger
 	Registerer prometheus.Registerer // nil: metrics are counted but not registered
+	Cluster    Cluster               // zero: the Kubernetes API is neither asked nor told
 
 	sweep time.Duration // 0: sweepEvery; simulations of long times look less often
 }
@@ -256,7 +258,11 @@ func (m *Manager) Sweep() {
 		case volume.PodGone:
 			gone = append(gone, w)
 		case volume.VolumeGone:
-			if w.quietFor(now, goneAfter) {
+			if w.quietFor(now, goneAfter) || w.deleted(now) {
+				gone = append(gone, w)
+			}
+		case volume.Here:
+			if w.deleted(now) {
 				gone = append(gone, w)
 			}
 		}

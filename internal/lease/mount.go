@@ -22,7 +22,7 @@ type failure struct {
 	hash  string
 	err   error
 	spec  spec
-	tries int
+	tries int       // 0: an edit that was not tried yet
 	next  time.Time // when to try again, until then it is answered from memory; zero: never
 }
 

@@ -42,6 +42,7 @@ type node struct {
 	// maxBytes is the budget of volumes, from the next start on
 	maxBytes int64
 	writes   int // swaps
+	cluster  Cluster
 	wrong    []string
 
 	writeErr, saveErr, currentErr error // faults of the node itself
@@ -98,7 +99,7 @@ func (n *node) start(killAt int) {
 	}
 	m, err := Open(Config{
 		Sources: map[string]Source{"vault": n.daemon}, Files: n.daemon, Store: store{n.daemon}, Tenants: n.binder, VersionKey: []byte("key"),
-		Log: log, sweep: n.sweep, MaxBytes: n.maxBytes,
+		Log: log, sweep: n.sweep, MaxBytes: n.maxBytes, Cluster: n.cluster,
 	})
 	require.NoError(n.t, err)
 	n.m = m

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/tenure-csi/tenure/internal/volume"
@@ -378,6 +379,9 @@ func (w *worker) write(gen *generation, files []volume.File, o order, now time.T
 	if !slices.ContainsFunc(files, func(f volume.File) bool { return f.Keep }) {
 		w.recent = &recent{dir: gen.Dir, files: files, until: now.Add(keepAttempt)}
 	}
+	if o.work != Mounting { // a Mount's answer tells the driver
+		w.switched()
+	}
 	return nil
 }
 
@@ -387,8 +391,14 @@ func (w *worker) carried(o order) {
 		w.parsed = nil // the review that goes on finds out
 		return
 	}
-	if o.due == nil { // a rotation leaves a failed edit as it is
+	if o.due != nil { // a rotation leaves a failed edit as it is
+		return
+	}
+	if o.work == Mounting || w.change != nil && w.change.hash == o.spec.Hash { // else a newer edit has come
 		w.change, w.refusal = nil, nil
+	}
+	if len(o.parsed.warnings) > 0 {
+		w.tell(NoticeWarning, strings.Join(o.parsed.warnings, "; "))
 	}
 }
 

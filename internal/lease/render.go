@@ -26,7 +26,7 @@ func (w *worker) render(r *reading) error {
 		l.Expires = r.sent.Add(i.TTL)
 	}
 	l.Refresh, l.Overlap = intervals(want.objects, l.Length)
-	if 2*l.Length < 3*l.Headroom {
+	if want.prior == nil && 2*l.Length < 3*l.Headroom {
 		w.log.Warn("a credential lives so briefly that its readers will wait for new ones often; ask for a longer life",
 			"object", want.objects[0].Name, "life", l.Length, "readers_want_left", l.Headroom)
 	}

@@ -178,12 +178,17 @@ func (w *worker) withdrawn(p *parsedSpec) func(*lease) bool {
 func (w *worker) withdraw(gone func(*lease) bool, o order) error {
 	w.dropAttempt()
 	o.parsed, o.withdraw = &parsedSpec{}, true
+	told := map[string]bool{}
 	for _, l := range w.rec.current() {
-		if gone(l) {
+		if !gone(l) {
+			o.parsed.reads = append(o.parsed.reads, wanted{print: l.Print, read: provider.Read{Tenant: l.Tenant}})
+		} else if !told[l.Tenant] {
+			told[l.Tenant] = true
 			w.log.Warn("the tenant bindings withdraw a tenant: its files are removed and its leases ended", "tenant", l.Tenant)
-			continue
+			w.locked(func() {
+				w.tell(NoticeTenant, "no rule of the cluster allows tenant "+l.Tenant+" any more: its files are removed and its leases ended")
+			})
 		}
-		o.parsed.reads = append(o.parsed.reads, wanted{print: l.Print, read: provider.Read{Tenant: l.Tenant}})
 	}
 	err := w.reconcile(o)
 	w.lapse(time.Now())

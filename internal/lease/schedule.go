@@ -125,6 +125,9 @@ func (w *worker) next() time.Time {
 	for _, l := range w.rec.Leases {
 		soon(l.Until)
 	}
+	for _, l := range w.rec.current() {
+		soon(w.rec.worsens(l, time.Now()))
+	}
 	if w.away || w.rec.Ended {
 		// Renewals go on; what would write files waits for a Mount or the end.
 		for _, l := range w.rec.current() {

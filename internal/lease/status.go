@@ -77,6 +77,11 @@ func (m *Manager) Status() []VolumeStatus {
 func (w *worker) status(now time.Time) VolumeStatus {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	return w.report(now)
+}
+
+// report is status with mu held.
+func (w *worker) report(now time.Time) VolumeStatus {
 	r := w.rec
 	v := VolumeStatus{Namespace: r.Pod.Namespace, Pod: r.Pod.Name, PodUID: r.Pod.UID, Target: r.Target, State: Live, Answered: w.answered, Leases: []LeaseStatus{}}
 	for _, l := range r.current() {
@@ -133,7 +138,7 @@ func (w *worker) describe(v *VolumeStatus) {
 	switch {
 	case w.needsID != nil:
 		v.Problem = w.needsID.Error()
-	case w.change != nil:
+	case w.change != nil && w.change.tries > 0:
 		v.Problem = "the changed SecretProviderClass is not carried out, the old files stay: " + w.change.err.Error()
 	case w.tenancy.failed != nil:
 		v.Problem = "a change of tenants is not carried out, the old files stay: " + w.tenancy.failed.Error()

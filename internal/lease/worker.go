@@ -46,6 +46,7 @@ type worker struct {
 	counted     int64             // bytes that the manager's budget has for the volume
 	guards      map[string]*guard // by read
 	tenancy     tenancy
+	told        map[Notice]string // the conditions that were announced, by what they are about
 }
 
 func newWorker(m *Manager, r *Record) *worker {
@@ -166,6 +167,7 @@ func (w *worker) step() (more bool) {
 	now := time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.announce(now)
 	next := w.next()
 	w.interrupt = nil
 	if w.asked != nil || w.gone && !w.rec.Ended || w.fresh || w.arrived() || (!next.IsZero() && passed(now, next)) {

@@ -104,6 +104,9 @@ func (s *Source) do(ctx context.Context, c call) (answer, *lease.Failure) {
 		return a, nil
 	}
 	f := classify(c, a)
+	if a.unclear() && c.token != "" && s.dead(ctx, c) {
+		f = buried(c)
+	}
 	f.Problem.Cause = tried.explain(f.Problem.Cause)
 	if f.MayHaveMinted && c.mints {
 		s.metrics.orphaned.Inc()
@@ -157,6 +160,23 @@ func (a answer) lagging() bool {
 // case and surroundings do not count.
 func (a answer) says(text string) bool {
 	return strings.Contains(strings.ToLower(strings.Join(a.Errors, "\n")), text)
+}
+
+// unclear reports whether a refusal does not tell if the token is dead, as Vault's
+// known texts do.
+func (a answer) unclear() bool {
+	return a.err == nil && a.status == http.StatusForbidden && !a.says("permission denied") && !a.says("invalid token")
+}
+
+// dead asks Vault about a call's token. One that may not look itself up, because it
+// lacks the default policy, is refused in the known words and counts as alive.
+func (s *Source) dead(ctx context.Context, c call) bool {
+	look := call{
+		op: opLookup, by: c.by, login: c.login, to: c.to, token: c.token, accessor: c.accessor,
+		method: http.MethodGet, path: "auth/token/lookup-self",
+	}
+	a, _ := s.try(ctx, &look)
+	return a.unclear() || a.says("invalid token")
 }
 
 // send makes one request, and one more if the connection was found closed

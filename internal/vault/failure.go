@@ -126,7 +126,7 @@ func badRequest(c call, a answer) *lease.Failure {
 // line in a policy.
 func forbidden(c call, a answer) *lease.Failure {
 	if a.says("invalid token") {
-		return c.fail(lease.DeadAuth, provider.Precondition, "", "the token has expired or was revoked", "")
+		return buried(c)
 	}
 	capability := "update"
 	switch c.method {
@@ -144,6 +144,11 @@ func forbidden(c call, a answer) *lease.Failure {
 		field = "secretPath"
 	}
 	return c.fail(lease.Refused, provider.Denied, field, told(c, a), bounded(remedy))
+}
+
+// buried is the Failure of a call under a dead token.
+func buried(c call) *lease.Failure {
+	return c.fail(lease.DeadAuth, provider.Precondition, "", "the token has expired or was revoked", "")
 }
 
 // notFound is a 404: nothing there, a deleted version, or no engine at all.

@@ -76,6 +76,37 @@ func TestRenewalTexts(t *testing.T) {
 	}
 }
 
+// TestUnknownRefusal: where the text of a 403 is none that is known, the token is asked about.
+func TestUnknownRefusal(t *testing.T) {
+	for _, row := range []struct {
+		name    string
+		status  int // of the look-up
+		text    string
+		verdict lease.Verdict
+	}{
+		{"alive", 200, "", lease.Refused},
+		{"may not look itself up", 403, "1 error occurred:\n\t* permission denied\n\n", lease.Refused},
+		{"dead", 403, "2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n", lease.DeadAuth},
+		{"dead, in new words", 403, "no such bearer", lease.DeadAuth},
+		{"no answer of use", 503, "Vault is sealed", lease.Refused},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			var asked []string
+			s := served(t, func(w http.ResponseWriter, r *http.Request) {
+				asked = append(asked, r.Method+" "+r.URL.Path)
+				status, text := 403, "this is refused"
+				if strings.HasSuffix(r.URL.Path, "/lookup-self") {
+					status, text = row.status, row.text
+				}
+				answering(status, fmt.Sprintf(`{"errors":[%q]}`, text))(w, r)
+			})
+			_, err := s.RenewLease(t.Context(), mount, opened(), "database/creds/orders/x", time.Hour)
+			require.Equal(t, row.verdict, failure(t, err).Verdict)
+			require.Equal(t, []string{"PUT /v1/sys/leases/renew", "GET /v1/auth/token/lookup-self"}, asked)
+		})
+	}
+}
+
 func TestEnds(t *testing.T) {
 	for _, row := range []struct {
 		name           string

@@ -100,7 +100,7 @@ func New(cfg Config) (*Source, error) {
 	for i, raw := range slices.Concat(own, cfg.AllowedAddrs) {
 		addr, err := parseAddress(raw)
 		if err != nil {
-			return nil, fmt.Errorf("reading Vault address %q: %w", raw, err)
+			return nil, fmt.Errorf("reading Vault address %q: %w; write it like https://vault.example.com:8200", raw, err)
 		}
 		if i < len(own) && !slices.Contains(s.addrs.all, addr) {
 			s.addrs.all = append(s.addrs.all, addr)

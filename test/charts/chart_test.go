@@ -92,6 +92,10 @@ func TestFlags(t *testing.T) {
 		{"client certificate", "vault: {tls: {clientSecret: c}}", []string{"--vault-tls-client-cert=/etc/tenure/client/tls.crt", "--vault-tls-client-key=/etc/tenure/client/tls.key"}},
 		{"server name", "vault: {tls: {serverName: vault.internal}}", []string{"--vault-tls-server-name=vault.internal"}},
 		{"no verification", "vault: {tls: {allowSkipVerify: true}}", []string{"--allow-skip-tls-verify"}},
+		{"AWS", "{aws: {region: eu-central-1, stsEndpoint: 'https://sts.example.com', fips: true, podIdentityAgent: 'http://a'}, clusterName: c}", []string{
+			"--aws-region=eu-central-1", "--aws-sts-endpoint=https://sts.example.com", "--aws-fips", "--aws-pod-identity-agent=http://a", "--cluster-name=c",
+		}},
+		{"budget", "volumeBudget: 64Mi", []string{"--volume-budget=64Mi"}},
 		{"level", "logVerbosity: warn", []string{"--log-level=warn"}},
 		{"klog's low number", "logVerbosity: 3", []string{"--log-level=info"}},
 		{"klog's high number", "logVerbosity: 4", []string{"--log-level=debug"}},

@@ -104,6 +104,7 @@ func TestNotes(t *testing.T) {
 	}{
 		{"ready", vault, driver(ready), nil},
 		{"no address", "", driver(ready), []string{"vault.addrs is empty"}},
+		{"no driver", vault, nil, []string{"the driver was not found"}},
 		{"driver as it comes", vault, driver(map[string]any{"requiresRepublish": false}), []string{"it has no tokenRequests now", "it has no requiresRepublish now"}},
 		{"the driver is installed along", vault + "\nsecrets-store-csi-driver: {install: true}", nil, nil},
 	} {

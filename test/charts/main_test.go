@@ -1,7 +1,7 @@
 // Package charts renders the Helm chart with Helm itself and checks what comes out
 // against the types of the Kubernetes API, strictly, and against the daemon's flags.
-// No API server sees it here; where the chart looks into the cluster, a stand-in
-// answers (cluster_test.go).
+// Where the chart looks into the cluster, a stand-in answers (cluster_test.go); a
+// real API server sees it where one is built (apiserver_test.go).
 package charts
 
 import (
@@ -53,7 +53,10 @@ func helm(t *testing.T, values string, args ...string) (stdout string, err error
 	path, err := filepath.Abs(repository + "/bin/helm")
 	require.NoError(t, err)
 	require.FileExists(t, path, "build it with: make bin/helm")
-	cmd := exec.CommandContext(t.Context(), path, append(args, "--values", "-")...)
+	if args[0] != "uninstall" {
+		args = append(args, "--values", "-")
+	}
+	cmd := exec.CommandContext(t.Context(), path, args...)
 	cmd.Stdin = strings.NewReader(values)
 	// Helm is not to find a cluster, nor to leave a cache in the home directory.
 	cmd.Env = append(os.Environ(), "KUBECONFIG=/dev/null", "HELM_CACHE_HOME="+t.TempDir(), "HELM_CONFIG_HOME="+t.TempDir(), "HELM_DATA_HOME="+t.TempDir())

@@ -39,6 +39,7 @@ func TestPermissions(t *testing.T) {
 				}
 			}
 			require.Equal(t, row.flags, flags)
+			requireKnown(t, m.container(t).Args)
 			require.Equal(t, row.rules, m.role.Rules)
 			require.Equal(t, rbac.RoleRef{APIGroup: "rbac.authorization.k8s.io", Kind: "ClusterRole", Name: m.role.Name}, m.binding.RoleRef)
 			require.Equal(t, []rbac.Subject{{Kind: "ServiceAccount", Name: m.account.Name, Namespace: "kube-system"}}, m.binding.Subjects)

@@ -50,7 +50,7 @@ func TestConformance(t *testing.T) {
 			n, other := newNode(t, way.provider), newNode(t, way.provider)
 			for _, c := range cases {
 				t.Run(c.name, func(t *testing.T) {
-					report.note(t, c.name+", "+way.name)
+					report.Note(t, c.name+", "+way.name)
 					before := databaseReads(t)
 					v := n.volume(t, n.pod(t, serviceAccount), c.name)
 					v.Audiences = []string{c.audience}
@@ -126,7 +126,7 @@ func (n *node) volume(t *testing.T, pod fixture.Pod, class string) *fixture.Volu
 
 func (n *node) twoInOnePod(t *testing.T) {
 	t.Helper()
-	report.note(t, "two SecretProviderClasses in one pod, "+n.provider)
+	report.Note(t, "two SecretProviderClasses in one pod, "+n.provider)
 	pod := n.pod(t, serviceAccount)
 	kv, db := n.volume(t, pod, "vault-kv"), n.volume(t, pod, "vault-db")
 	mount(t, kv)
@@ -137,7 +137,7 @@ func (n *node) twoInOnePod(t *testing.T) {
 
 func (n *node) wrongServiceAccount(t *testing.T) {
 	t.Helper()
-	report.note(t, "wrong service account, "+n.provider)
+	report.Note(t, "wrong service account, "+n.provider)
 	v := n.volume(t, n.pod(t, "other"), "vault-kv")
 	_, err := v.Mount(t.Context())
 	require.Equal(t, codes.PermissionDenied, status.Code(err), "got %v", err)
@@ -147,7 +147,7 @@ func (n *node) wrongServiceAccount(t *testing.T) {
 
 func (n *node) equalVersions(t *testing.T, other *node) {
 	t.Helper()
-	report.note(t, "equal object versions for equal content on two nodes, "+n.provider)
+	report.Note(t, "equal object versions for equal content on two nodes, "+n.provider)
 	here := mount(t, n.volume(t, n.pod(t, serviceAccount), "vault-kv"))
 	require.Equal(t, here, mount(t, other.volume(t, other.pod(t, serviceAccount), "vault-kv")))
 }
@@ -155,7 +155,7 @@ func (n *node) equalVersions(t *testing.T, other *node) {
 // allTakenBack comes after the other cases, whose pods are deleted by then.
 func (n *node) allTakenBack(t *testing.T) {
 	t.Helper()
-	report.note(t, "nothing left of deleted pods, "+n.provider)
+	report.Note(t, "nothing left of deleted pods, "+n.provider)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	require.NoError(t, fixture.Eventually(ctx, 0, func(ctx context.Context) (int, error) { return stack.Postgres.RoleCount(ctx, "") }), "database users")

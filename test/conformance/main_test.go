@@ -7,7 +7,6 @@ package conformance
 import (
 	"fmt"
 	"os"
-	"sync"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -17,13 +16,13 @@ import (
 
 var (
 	stack  *fixture.Stack
-	report results
+	report fixture.Cases
 )
 
 func TestMain(m *testing.M) {
 	code := fixture.Run(func() int {
 		code := m.Run()
-		report.print()
+		printReport()
 		return code
 	}, func(s *fixture.Stack) { stack = s }, func() error { return goleak.Find() })
 	os.Exit(code)
@@ -36,34 +35,10 @@ var needsCluster = []string{
 	"SecretProviderClass of another namespace: the driver's look-up",
 }
 
-// results collects how the cases went.
-type results struct {
-	mu     sync.Mutex
-	lines  []string
-	passed int
-}
-
-// note adds a case's result at its end.
-func (r *results) note(t *testing.T, name string) {
-	t.Helper()
-	t.Cleanup(func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		verdict := "FAIL"
-		if !t.Failed() {
-			verdict = "ok"
-			r.passed++
-		}
-		r.lines = append(r.lines, fmt.Sprintf("%-4s  %s", verdict, name))
-	})
-}
-
-func (r *results) print() {
-	for _, line := range r.lines {
-		fmt.Println(line)
-	}
+func printReport() {
+	passed, all := report.Print()
 	for _, name := range needsCluster {
 		fmt.Println("needs a cluster:", name)
 	}
-	fmt.Printf("conformance: %d of %d cases pass, %d need a cluster\n", r.passed, len(r.lines), len(needsCluster))
+	fmt.Printf("conformance: %d of %d cases pass, %d need a cluster\n", passed, all, len(needsCluster))
 }

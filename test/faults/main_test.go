@@ -44,27 +44,12 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// results collects how the cases went, and what was lost that no daemon can keep.
+// results are the cases, and what was lost that no daemon can keep.
 type results struct {
-	mu     sync.Mutex
-	lines  []string
-	passed int
-	losses map[string][2]int // what → how many, of how many
-}
+	fixture.Cases
 
-// note adds a test's result at its end.
-func (r *results) note(t *testing.T) {
-	t.Helper()
-	t.Cleanup(func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		verdict := "FAIL"
-		if !t.Failed() {
-			verdict = "ok"
-			r.passed++
-		}
-		r.lines = append(r.lines, fmt.Sprintf("%-4s  %s", verdict, t.Name()))
-	})
+	mu     sync.Mutex
+	losses map[string][2]int // what → how many, of how many
 }
 
 // loss counts what a kill left behind until its own end, of as much as it could have.
@@ -79,12 +64,9 @@ func (r *results) loss(what string, n, of int) {
 }
 
 func (r *results) print() {
-	slices.Sort(r.lines)
-	for _, line := range r.lines {
-		fmt.Println(line)
-	}
+	passed, all := r.Print()
 	for _, what := range slices.Sorted(maps.Keys(r.losses)) {
 		fmt.Printf("left until its own end: %d of %d: %s\n", r.losses[what][0], r.losses[what][1], what)
 	}
-	fmt.Printf("faults: %d of %d cases pass\n", r.passed, len(r.lines))
+	fmt.Printf("faults: %d of %d cases pass\n", passed, all)
 }

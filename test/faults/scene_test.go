@@ -43,7 +43,7 @@ func newScene(t *testing.T, o fixture.ScopeOptions) *scene {
 
 func sceneOn(t *testing.T, st *fixture.Stack, o fixture.ScopeOptions) *scene {
 	t.Helper()
-	report.note(t)
+	report.Note(t, t.Name())
 	s := &scene{
 		t: t, stack: st, node: fixture.NodeFor(t, fixture.NodeOptions{Issuer: st.Issuer, Mounts: os.Getuid() == 0}),
 		vault: fixture.ProxyFor(t, st.Vault.Addr), pg: fixture.ProxyFor(t, st.Postgres.Addr),

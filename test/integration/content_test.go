@@ -119,13 +119,14 @@ func TestKindsOfSecrets(t *testing.T) {
 		"{objectName: v2/text, secretPath: /v1/"+kv+"/data/app, secretKey: text}",
 		"{objectName: v2/tree, secretPath: "+kv+"/data/app, secretKey: tree}",
 		"{objectName: v2/all, secretPath: "+kv+"/data/app, format: json}",
+		"{objectName: v2/made, secretPath: "+kv+"/data/app, format: template, template: '{{.Data.text}} {{range .Data.tree.list}}{{.}},{{end}} {{toJson .Data.tree}} {{index .Data \"tree\" \"list\" 1}}'}",
 		"{objectName: v2/first, secretPath: '"+kv+"/data/app?version=1', secretKey: text}",
 		"{objectName: v1/text, secretPath: "+s.KV+"/app, secretKey: text}",
 		"{objectName: v1/big, secretPath: "+s.KV+"/app, secretKey: big}",
 		"{objectName: v1/binary, secretPath: "+s.KV+"/app, secretKey: binary, encoding: base64}",
 		"{objectName: random, secretPath: sys/tools/random, method: PUT, secretArgs: {bytes: 16, format: hex}, secretKey: random_bytes}")
 	for file, want := range map[string]string{
-		"v2/text": "hello", "v2/tree": `{"list":[1,"two"]}`, "v2/first": "hello",
+		"v2/made": `hello 1,two, {"list":[1,"two"]} two`, "v2/text": "hello", "v2/tree": `{"list":[1,"two"]}`, "v2/first": "hello",
 		"v1/text": "old", "v1/big": "12345678901234567890", "v1/binary": "\x00\xff",
 	} {
 		require.Equal(t, want, read(t, v, file), file)
@@ -134,6 +135,9 @@ func TestKindsOfSecrets(t *testing.T) {
 	require.Len(t, read(t, v, "random"), 32)
 	mount(t, v)
 	require.Equal(t, 1, asked(t, "sys/tools/random", "update")-before, "what a PUT made is not made again")
+
+	_, err := s.volume(t, "{objectName: deep, secretPath: "+kv+"/data/app, secretKey: tree.list}").Mount(ctx)
+	require.ErrorContains(t, err, `object "deep", field "secretKey"`, "a key is one of the top level")
 }
 
 // TestStaticRole follows a password that Vault changes every ten seconds.

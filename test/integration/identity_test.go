@@ -58,6 +58,7 @@ func TestOldIdentity(t *testing.T) {
 		return said.State, err
 	}))
 	warned := time.Since(begin)
+	require.Greater(t, time.Until(said.Leases[0].Next), time.Duration(0), "it is told before the replacement is tried")
 	require.Contains(t, said.Problem, `audience "vault" expired at 20`)
 	require.Contains(t, said.Problem, "see that the driver runs with enableSecretRotation: true")
 	for time.Since(begin) < 59*time.Second {

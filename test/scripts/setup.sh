@@ -14,6 +14,9 @@ for tool in "$@"; do
 		command -v mariadbd >/dev/null || [[ -x /usr/sbin/mariadbd ]] || missing+=(mariadb-server-core)
 		command -v mariadb >/dev/null || missing+=(mariadb-client-core)
 		;;
+	awscli) [[ -x /usr/bin/aws ]] || missing+=(awscli) ;;
+	etcd) command -v etcd >/dev/null || missing+=(etcd-server) ;;
+	busybox) command -v busybox >/dev/null || missing+=(busybox-static) ;;
 	gcc) command -v gcc >/dev/null || missing+=(gcc libc6-dev) ;;
 	*) command -v "$tool" >/dev/null || missing+=("$tool") ;;
 	esac
@@ -41,6 +44,13 @@ if [[ " ${missing[*]} " == *" postgresql "* && ! -e $clusters ]]; then
 	"${as_root[@]}" mkdir -p "${clusters%/*}"
 	echo 'create_main_cluster = false' | "${as_root[@]}" tee "$clusters" >/dev/null
 	install+=(-o Dpkg::Options::=--force-confold)
+fi
+# The same goes for etcd and containerd: while this file is there, installing a
+# package starts no service (invoke-rc.d(8)).
+policy=/usr/sbin/policy-rc.d
+if [[ ! -e $policy ]]; then
+	"${as_root[@]}" install -m 0755 /dev/stdin "$policy" <<<$'#!/bin/sh\nexit 101'
+	trap '"${as_root[@]}" rm -f "$policy"' EXIT
 fi
 "${as_root[@]}" apt-get update -q
 "${install[@]}" "${missing[@]}" </dev/null

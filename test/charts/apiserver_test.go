@@ -1,0 +1,213 @@
+package charts
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	core "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
+)
+
+// apiServer is a real kube-apiserver with an etcd of its own, and nothing else:
+// objects are checked and kept, and no pod ever runs.
+type apiServer struct{ kube, kubeconfig string }
+
+// startAPIServer needs bin/kube and etcd, which other tests may go without.
+func startAPIServer(t *testing.T) apiServer {
+	t.Helper()
+	kube, err := filepath.Abs(repository + "/bin/kube")
+	require.NoError(t, err)
+	etcd, lookErr := exec.LookPath("etcd")
+	if _, err := os.Stat(kube); err != nil || lookErr != nil {
+		t.Skip("SKIPPED: bin/kube or etcd is not there, so the chart meets no real API server: make node")
+	}
+	dir := t.TempDir()
+	etcdURL, peerURL, port := "http://"+freeAddr(t), "http://"+freeAddr(t), freeAddr(t)
+	start(t, exec.Command(etcd, "--data-dir="+dir+"/etcd", "--log-level=error", "--listen-client-urls="+etcdURL, "--advertise-client-urls="+etcdURL,
+		"--listen-peer-urls="+peerURL, "--initial-advertise-peer-urls="+peerURL, "--initial-cluster=default="+peerURL))
+
+	token := rand.Text()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	der, err := x509.MarshalECPrivateKey(key)
+	require.NoError(t, err)
+	signing := pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})
+	for name, content := range map[string]string{"sa.key": string(signing), "tokens.csv": token + ",admin,1,system:masters\n"} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600))
+	}
+	_, number, err := net.SplitHostPort(port)
+	require.NoError(t, err)
+	start(t, exec.Command(kube, "kube-apiserver", "--etcd-servers="+etcdURL, "--bind-address=127.0.0.1", "--secure-port="+number, "--cert-dir="+dir+"/certs",
+		"--service-cluster-ip-range=10.96.0.0/24", "--authorization-mode=RBAC", "--allow-privileged=true", "--token-auth-file="+dir+"/tokens.csv",
+		"--service-account-issuer=https://kubernetes", "--service-account-key-file="+dir+"/sa.key", "--service-account-signing-key-file="+dir+"/sa.key",
+		"--disable-admission-plugins=ServiceAccount")) // no controller makes service accounts here
+	awaitReady(t, "https://"+port+"/readyz", token, dir+"/certs/apiserver.crt")
+	s := apiServer{kube, filepath.Join(dir, "kubeconfig")}
+	require.NoError(t, os.WriteFile(s.kubeconfig, fmt.Appendf(nil, `{apiVersion: v1, kind: Config, current-context: c,
+contexts: [{name: c, context: {cluster: c, user: u}}], users: [{name: u, user: {token: %s}}],
+clusters: [{name: c, cluster: {server: "https://%s", certificate-authority: %s}}]}`, token, port, dir+"/certs/apiserver.crt"), 0o600))
+	return s
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// start runs a program until the test ends.
+func start(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	var output bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &output
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		require.NoError(t, cmd.Process.Signal(syscall.SIGTERM), "it had ended before")
+		_ = cmd.Wait() // by the signal
+		if t.Failed() {
+			t.Log(output.String())
+		}
+	})
+}
+
+func awaitReady(t *testing.T, url, token, ca string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		text, err := os.ReadFile(ca) // the server makes it
+		block, _ := pem.Decode(text)
+		if err != nil || block == nil {
+			return false
+		}
+		pool := x509.NewCertPool()
+		pool.AppendCertsFromPEM(text)
+		client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, DisableKeepAlives: true}}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+		if err != nil {
+			return false
+		}
+		req.Header.Set("Authorization", "Bearer "+token)
+		resp, err := client.Do(req)
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	}, 2*time.Minute, 100*time.Millisecond)
+}
+
+// kubectl runs the cluster's own; what it prints is both of its outputs.
+func (s apiServer) kubectl(t *testing.T, stdin string, args ...string) (string, error) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), s.kube, append([]string{"kubectl", "--kubeconfig", s.kubeconfig}, args...)...)
+	cmd.Stdin = strings.NewReader(stdin)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func (s apiServer) mustKubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := s.kubectl(t, "", args...)
+	require.NoError(t, err, out)
+	return out
+}
+
+func (s apiServer) helm(t *testing.T, values string, args ...string) {
+	t.Helper()
+	_, err := helm(t, values, append(args, "--namespace", "kube-system", "--kubeconfig", s.kubeconfig)...)
+	require.NoError(t, err)
+}
+
+// TestRealAPIServer takes the chart, the manifests and the examples to a real
+// kube-apiserver, which validates and keeps them.
+func TestRealAPIServer(t *testing.T) {
+	s := startAPIServer(t)
+	t.Run("install, upgrade, uninstall", s.life)
+	t.Run("plain manifests", func(t *testing.T) {
+		s.mustKubectl(t, "apply", "--server-side", "--validate=strict", "--filename", repository+"/manifests/tenure.yaml")
+		s.mustKubectl(t, "delete", "--filename", repository+"/manifests/tenure.yaml")
+	})
+	t.Run("with the driver", func(t *testing.T) {
+		// Its hooks are Jobs, which nobody runs here.
+		s.helm(t, "secrets-store-csi-driver: {install: true}", "install", "tenure", chart, needed, "--no-hooks")
+		require.Equal(t, "vault true", s.mustKubectl(t, "get", "csidriver", "secrets-store.csi.k8s.io", "--output",
+			"jsonpath={.spec.tokenRequests[*].audience} {.spec.requiresRepublish}"), "as the notes say")
+	})
+	t.Run("examples", s.examples)
+}
+
+func (s apiServer) life(t *testing.T) {
+	const vault = "vault: {addrs: ['https://vault:8200']}\n"
+	s.helm(t, vault, "install", "tenure", chart, needed)
+	key := s.versionKey(t)
+	s.helm(t, vault+`
+kubernetes: {events: true, podWatch: true, spcWatch: true, statusSync: true, tokenRequest: true}
+tenantBindings: {rules: [{namespaces: [shop]}]}
+networkPolicy: {enabled: true, metricsFrom: [{namespaceSelector: {}}], egress: [{ports: [{port: 8200}]}]}
+`, "upgrade", "tenure", chart, needed)
+	require.Equal(t, key, s.versionKey(t), "an upgrade keeps the key")
+	const account = "--as=system:serviceaccount:kube-system:tenure"
+	s.mustKubectl(t, "auth", "can-i", "create", "events", account)
+	out, err := s.kubectl(t, "", "auth", "can-i", "get", "secrets", account)
+	require.Error(t, err)
+	require.Equal(t, "no\n", out)
+	s.helm(t, vault, "upgrade", "tenure", chart, needed)
+	_, err = s.kubectl(t, "", "auth", "can-i", "create", "events", account)
+	require.Error(t, err, "what is switched off is taken away")
+
+	_, err = helm(t, "", "uninstall", "tenure", "--namespace", "kube-system", "--kubeconfig", s.kubeconfig)
+	require.NoError(t, err)
+	require.Equal(t, "No resources found in kube-system namespace.\n", s.mustKubectl(t, "get", "--namespace", "kube-system",
+		"daemonsets,secrets,serviceaccounts,networkpolicies"))
+}
+
+func (s apiServer) versionKey(t *testing.T) string {
+	t.Helper()
+	var secret core.Secret
+	out := s.mustKubectl(t, "get", "secret", "tenure-version-key", "--namespace", "kube-system", "--output", "yaml")
+	require.NoError(t, yaml.Unmarshal([]byte(out), &secret))
+	require.Len(t, secret.Data["key"], 40)
+	return string(secret.Data["key"])
+}
+
+// examples applies them all, with the driver's CRDs; the admission policy last,
+// which then lets its own kind of mistakes through no more.
+func (s apiServer) examples(t *testing.T) {
+	s.mustKubectl(t, "create", "namespace", "shop")
+	files, err := filepath.Glob(repository + "/examples/*/*.yaml")
+	require.NoError(t, err)
+	for _, file := range files {
+		if filepath.Base(file) != "values.yaml" {
+			s.mustKubectl(t, "apply", "--server-side", "--validate=strict", "--filename", file)
+		}
+	}
+	const spc = "{apiVersion: secrets-store.csi.x-k8s.io/v1, kind: SecretProviderClass, metadata: {name: evil, namespace: shop}, spec: {provider: tenure, parameters: {vaultAddress: 'https://evil'}}}"
+	const pod = "{apiVersion: v1, kind: Pod, metadata: {name: evil, namespace: shop}, spec: {containers: [{name: a, image: b}], volumes: [{name: s, csi: {driver: secrets-store.csi.k8s.io, volumeAttributes: {vaultAddress: 'https://evil'}}}]}}"
+	for _, object := range []string{spc, pod} {
+		// The server takes a new policy up within moments, not at once.
+		require.Eventually(t, func() bool {
+			out, err := s.kubectl(t, object, "apply", "--dry-run=server", "--filename", "-")
+			return err != nil && strings.Contains(out, "vaultAddress: only https://vault.example.com:8200 may be named; use one of these, or leave it out")
+		}, time.Minute, 100*time.Millisecond)
+		out, err := s.kubectl(t, strings.ReplaceAll(object, "https://evil", "https://vault.example.com:8200"), "apply", "--dry-run=server", "--filename", "-")
+		require.NoError(t, err, out)
+	}
+}

@@ -1,0 +1,276 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	core "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	driver "sigs.k8s.io/secrets-store-csi-driver/apis/v1"
+
+	"github.com/tenure-csi/tenure/test/fixture"
+)
+
+// cases are run one after the other: some stop what all of them need.
+var cases = []struct {
+	name string
+	run  func(t *testing.T)
+}{
+	{"a pod reads KV and logs in to PostgreSQL; both end with it", firstPod},
+	{"a lease at its max TTL is replaced under a pod that logs in every second", replacement},
+	{"an application that is not root uses its own 0600 service file", nonRoot},
+	{"a file is synced to a Kubernetes Secret", syncedSecret},
+	{"two classes in one pod are two volumes", twoClasses},
+	{"each pod of a Deployment has a user; scaling down takes users back", deployment},
+	{"a StatefulSet's pod comes back under its name with another user", statefulSet},
+	{"a Job's user ends with its containers", job},
+	{"a pod deleted by force gives its user back", forceDelete},
+	{"a namespace deleted gives all of its users back", namespaceDelete},
+	{"what the pod's Event says", failedMounts},
+	{"the daemon's pod killed: nothing is issued anew, and leases go on", daemonKilled},
+	{"the API server stopped: leases are replaced all the same", apiServerStopped},
+	{"the driver's rotation off: replaced under the living token", rotationOff},
+	{"the node rebooted: pods come back with other users, the old ones end with their TTL", reboot},
+	{"60 pods at once", manyPods},
+}
+
+func TestE2E(t *testing.T) {
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			report.note(t, c.name)
+			c.run(t)
+		})
+	}
+}
+
+// shortLived is a database credential that is replaced within a minute: at 20 s
+// renewed at 12 to 14 s, and near its 60 s replaced with 4 s of overlap.
+var shortLived = fixture.ScopeOptions{TTL: 20 * time.Second, MaxTTL: time.Minute}
+
+// replaced is more than a shortLived credential lives.
+const replaced = 80 * time.Second
+
+func firstPod(t *testing.T) {
+	s := newScene(t, fixture.ScopeOptions{})
+	s.orders(t)
+	p := s.run(t, template(idle, "orders"))
+	require.Equal(t, motto, exec(t, p, "cat", secrets+"/motto"))
+	require.Contains(t, user(t, p), s.Name, "Vault puts the role's name into the user's")
+	s.holds(t, 1)
+	s.remove(t, p)
+	awaitGone(t, p)
+	s.holds(t, 0)
+}
+
+// busy logs in every second, and writes down as whom and what went wrong.
+const busy = "trap exit TERM; while :; do psql -XAtc 'select current_user' >>/tmp/users 2>>/tmp/errors; sleep 1; done"
+
+func replacement(t *testing.T) {
+	s := newScene(t, shortLived)
+	s.orders(t)
+	p := s.run(t, template(busy, "orders"))
+	s.awaitUsers(t, p, 2)
+	require.Empty(t, exec(t, p, "cat", "/tmp/errors"), "every login went well")
+	s.holds(t, 1)
+	s.remove(t, p)
+	s.holds(t, 0)
+}
+
+// awaitUsers waits until a busy pod has logged in as so many users, and answers them.
+func (s *scene) awaitUsers(t *testing.T, p *core.Pod, want int) []string {
+	t.Helper()
+	var users []string
+	require.NoError(t, await(t.Context(), time.Duration(want)*replaced, func(ctx context.Context) error {
+		out, err := cluster.Exec(ctx, p, "app", "cat", "/tmp/users")
+		if err != nil {
+			return err
+		}
+		users = nil
+		for line := range strings.Lines(out) {
+			if line = strings.TrimSpace(line); len(users) == 0 || users[len(users)-1] != line {
+				users = append(users, line)
+			}
+		}
+		if len(users) < want {
+			return fmt.Errorf("logged in as %q", users)
+		}
+		return nil
+	}))
+	return users
+}
+
+func nonRoot(t *testing.T) {
+	s := newScene(t, fixture.ScopeOptions{})
+	s.class(t, "orders", s.database("  owner: 1000\n  group: 1000\n  filePermission: 0600\n"))
+	of := template(idle, "orders")
+	id, yes := int64(1000), true
+	of.Spec.SecurityContext = &core.PodSecurityContext{RunAsUser: &id, RunAsGroup: &id, RunAsNonRoot: &yes}
+	p := s.run(t, of)
+	require.Equal(t, "1000 1000 600", exec(t, p, "stat", "-Lc", "%u %g %a", secrets+"/orders.conf"))
+	require.Contains(t, user(t, p), s.Name)
+}
+
+func syncedSecret(t *testing.T) {
+	s := newScene(t, fixture.ScopeOptions{})
+	s.class(t, "orders", fmt.Sprintf("- {objectName: motto, secretPath: %s/app, secretKey: motto}", s.KV), func(c *driver.SecretProviderClass) {
+		c.Spec.SecretObjects = []*driver.SecretObject{{
+			SecretName: "synced", Type: "Opaque", Data: []*driver.SecretObjectData{{ObjectName: "motto", Key: "motto"}},
+		}}
+	})
+	p := s.run(t, template(idle, "orders"))
+	secret := &core.Secret{}
+	secret.Namespace, secret.Name = s.namespace, "synced"
+	require.NoError(t, await(t.Context(), soon, func(ctx context.Context) error {
+		return cluster.Client.Get(ctx, client.ObjectKeyFromObject(secret), secret)
+	}))
+	require.Equal(t, motto, string(secret.Data["motto"]))
+	s.remove(t, p)
+	awaitGone(t, secret)
+}
+
+func twoClasses(t *testing.T) {
+	s := newScene(t, fixture.ScopeOptions{})
+	s.orders(t)
+	s.class(t, "again", s.database(""))
+	p := s.run(t, template(idle, "orders", "again"))
+	s.holds(t, 2)
+	one := exec(t, p, "cat", secrets+"/orders.conf")
+	two := exec(t, p, "cat", secrets+"-again/orders.conf")
+	require.NotEqual(t, one, two, "each volume has a user of its own")
+	s.remove(t, p)
+	s.holds(t, 0)
+}
+
+func forceDelete(t *testing.T) {
+	s := newScene(t, fixture.ScopeOptions{})
+	s.orders(t)
+	p := s.run(t, template(idle, "orders"))
+	s.holds(t, 1)
+	s.remove(t, p, client.GracePeriodSeconds(0))
+	s.holds(t, 0)
+}
+
+func namespaceDelete(t *testing.T) {
+	s := newScene(t, fixture.ScopeOptions{})
+	s.orders(t)
+	s.run(t, template(idle, "orders"))
+	s.holds(t, 1)
+	space := &core.Namespace{}
+	space.Name = s.namespace
+	s.remove(t, space)
+	awaitGone(t, space)
+	s.holds(t, 0)
+}
+
+func daemonKilled(t *testing.T) {
+	s := newScene(t, fixture.ScopeOptions{})
+	s.orders(t)
+	p := s.run(t, template(idle, "orders"))
+	before := user(t, p)
+	killDaemon(t)
+	awaitMount(t)
+	require.Equal(t, before, user(t, p))
+	reads, err := s.Reads()
+	require.NoError(t, err)
+	require.Equal(t, 1, reads)
+	s.remove(t, p)
+	s.holds(t, 0)
+}
+
+// killDaemon deletes the daemon's pod without notice and waits for the next one.
+func killDaemon(t *testing.T) {
+	t.Helper()
+	var list core.PodList
+	require.NoError(t, cluster.Client.List(t.Context(), &list, client.InNamespace("tenure")))
+	require.Len(t, list.Items, 1)
+	old := list.Items[0]
+	require.NoError(t, cluster.Client.Delete(t.Context(), &old, client.GracePeriodSeconds(0)))
+	require.NoError(t, await(t.Context(), 2*soon, func(ctx context.Context) error {
+		if err := cluster.Client.List(ctx, &list, client.InNamespace("tenure")); err != nil {
+			return err
+		}
+		if len(list.Items) != 1 || list.Items[0].UID == old.UID {
+			return errors.New("the daemon's old pod is still there")
+		}
+		return daemonReady(ctx)
+	}))
+}
+
+// awaitMount waits until the daemon, since its start, has answered a Mount.
+func awaitMount(t *testing.T) {
+	t.Helper()
+	require.NoError(t, await(t.Context(), soon, func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:8080/metrics", http.NoBody)
+		if err != nil {
+			return err
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		page, err := io.ReadAll(resp.Body)
+		if err == nil && !strings.Contains(string(page), `tenure_mounts_total{code="OK"`) {
+			err = errors.New("the daemon has answered no Mount since its start")
+		}
+		return err
+	}))
+}
+
+func apiServerStopped(t *testing.T) {
+	s := newScene(t, shortLived)
+	s.orders(t)
+	p := s.run(t, template(busy, "orders"))
+	users := s.awaitUsers(t, p, 1)
+	require.NoError(t, cluster.APIServer.Kill())
+	s.awaitUsers(t, p, len(users)+1)
+	require.Empty(t, exec(t, p, "cat", "/tmp/errors"))
+	require.NoError(t, cluster.APIServer.Start(t.Context()))
+	s.remove(t, p)
+	s.holds(t, 0)
+}
+
+func rotationOff(t *testing.T) {
+	require.NoError(t, cluster.SetRotation(t.Context(), false))
+	defer func() { require.NoError(t, cluster.SetRotation(context.WithoutCancel(t.Context()), true)) }()
+	s := newScene(t, shortLived)
+	s.orders(t)
+	p := s.run(t, template(busy, "orders"))
+	s.awaitUsers(t, p, 2)
+	require.Empty(t, exec(t, p, "cat", "/tmp/errors"))
+	s.remove(t, p)
+	s.holds(t, 0)
+}
+
+func reboot(t *testing.T) {
+	s := newScene(t, shortLived)
+	s.orders(t)
+	p := s.run(t, template(idle, "orders"))
+	uid, before := p.UID, user(t, p)
+	require.NoError(t, cluster.Reboot(t.Context()))
+	require.NoError(t, await(t.Context(), 2*soon, func(ctx context.Context) error {
+		if err := cluster.Client.Get(ctx, client.ObjectKeyFromObject(p), p); err != nil {
+			return err
+		}
+		switch out, err := cluster.Exec(ctx, p, "app", "psql", "-XAtc", "select current_user"); {
+		case err != nil:
+			return err
+		case strings.TrimSpace(out) == before:
+			return errors.New("the pod still has its old user")
+		}
+		return nil
+	}))
+	require.Equal(t, uid, p.UID)
+	s.holds(t, 1)
+	s.remove(t, p)
+	s.holds(t, 0)
+}

@@ -1,0 +1,195 @@
+//go:build e2e
+
+// Package e2e runs Tenure on a real Kubernetes node (see package node): the
+// daemon in a pod, the Secrets Store CSI driver's own binary beside kubelet, a
+// real Vault whose kubernetes auth method asks the real API server, and a real
+// PostgreSQL that pods log in to. It prints a line a case.
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	apps "k8s.io/api/apps/v1"
+	core "k8s.io/api/core/v1"
+	rbac "k8s.io/api/rbac/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/tenure-csi/tenure/test/fixture"
+	"github.com/tenure-csi/tenure/test/node"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+var (
+	cluster *node.Node
+	stack   *fixture.Stack
+	report  results
+)
+
+func TestMain(m *testing.M) {
+	if code, ran := node.Isolate(); ran {
+		os.Exit(code)
+	}
+	flag.Parse()
+	code, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// run starts all parts, runs the tests and stops the parts.
+func run(m *testing.M) (code int, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	defer cancel()
+	began := time.Now()
+	say := func(what string) { fmt.Printf("e2e: %4.0f s: %s\n", time.Since(began).Seconds(), what) }
+	if cluster, err = node.Start(ctx, node.Options{Progress: func(what string) { say("starting " + what) }}); err != nil {
+		return 1, err
+	}
+	defer func() { err = errors.Join(err, cluster.Stop()) }()
+	say("starting Vault and PostgreSQL")
+	if stack, err = fixture.StartStack(ctx); err != nil {
+		return 1, err
+	}
+	defer func() { err = errors.Join(err, stack.Close()) }()
+	if err := trustCluster(ctx); err != nil {
+		return 1, err
+	}
+	say("starting Tenure")
+	if err := installTenure(ctx); err != nil {
+		return 1, err
+	}
+	say("running the cases")
+	code = m.Run()
+	report.print()
+	return code, nil
+}
+
+// trustCluster lets Vault ask the API server whom a pod's token belongs to, as
+// Vault's own documentation has it: with a service account that may review tokens.
+func trustCluster(ctx context.Context) error {
+	const account = "vault"
+	for _, object := range []client.Object{
+		&core.ServiceAccount{ObjectMeta: meta.ObjectMeta{Namespace: "default", Name: account}},
+		&rbac.ClusterRoleBinding{
+			ObjectMeta: meta.ObjectMeta{Name: account},
+			RoleRef:    rbac.RoleRef{APIGroup: rbac.GroupName, Kind: "ClusterRole", Name: "system:auth-delegator"},
+			Subjects:   []rbac.Subject{{Kind: "ServiceAccount", Namespace: "default", Name: account}},
+		},
+	} {
+		if err := cluster.Client.Create(ctx, object); err != nil {
+			return fmt.Errorf("giving Vault an account: %w", err)
+		}
+	}
+	token, err := cluster.Token(ctx, "default", account)
+	if err != nil {
+		return err
+	}
+	return stack.Vault.EnableKubernetesAuth(ctx, "kubernetes", &fixture.TokenReviewer{URL: node.URL, CA: cluster.CA(), Bearer: token})
+}
+
+// installTenure makes the images and waits until the daemon's pod is ready.
+func installTenure(ctx context.Context) error {
+	root, err := fixture.Root()
+	if err != nil {
+		return err
+	}
+	for _, image := range []node.Image{
+		{
+			Name: "localhost/tenure:e2e", Files: map[string]string{"/tenure": filepath.Join(root, "bin", "tenure")},
+			Entrypoint: []string{"/tenure"}, Command: []string{"serve"},
+		},
+		applicationImage(),
+	} {
+		if err := cluster.Import(ctx, image); err != nil {
+			return err
+		}
+	}
+	manifest, err := os.ReadFile("testdata/tenure.yaml")
+	if err != nil {
+		return err
+	}
+	manifest = bytes.ReplaceAll(manifest, []byte("VAULT_ADDR"), []byte(stack.Vault.Addr))
+	if err := cluster.Apply(ctx, manifest); err != nil {
+		return err
+	}
+	return await(ctx, 2*time.Minute, daemonReady)
+}
+
+// daemonReady succeeds when the DaemonSet's pod is up to date and ready.
+func daemonReady(ctx context.Context) error {
+	var set apps.DaemonSet
+	if err := cluster.Client.Get(ctx, client.ObjectKey{Namespace: "tenure", Name: "tenure"}, &set); err != nil {
+		return err
+	}
+	if s := set.Status; s.NumberReady != 1 || s.UpdatedNumberScheduled != 1 || s.ObservedGeneration != set.Generation {
+		return fmt.Errorf("the daemon's pod is not ready: %+v", s)
+	}
+	return nil
+}
+
+// await calls probe until it answers nil, at most for limit, and answers its
+// last error then.
+func await(ctx context.Context, limit time.Duration, probe func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	var last error
+	for {
+		err := probe(ctx)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() == nil || last == nil {
+			last = err // one that ctx's end has caused says nothing
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting %s: %w", limit, last)
+		}
+	}
+}
+
+// results collects how the cases went.
+type results struct {
+	mu     sync.Mutex
+	lines  []string
+	passed int
+}
+
+// note adds a case's result at its end.
+func (r *results) note(t *testing.T, name string) {
+	t.Helper()
+	began := time.Now()
+	t.Cleanup(func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		verdict := "FAIL"
+		if !t.Failed() {
+			verdict = "ok"
+			r.passed++
+		}
+		r.lines = append(r.lines, fmt.Sprintf("%-4s  %s (%.0f s)", verdict, name, time.Since(began).Seconds()))
+	})
+}
+
+func (r *results) print() {
+	for _, line := range r.lines {
+		fmt.Println(line)
+	}
+	fmt.Printf("e2e: %d of %d cases pass\n", r.passed, len(r.lines))
+}

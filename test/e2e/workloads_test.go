@@ -1,0 +1,122 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	apps "k8s.io/api/apps/v1"
+	batch "k8s.io/api/batch/v1"
+	core "k8s.io/api/core/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/tenure-csi/tenure/test/fixture"
+)
+
+// selector is of the labels that template gives.
+var selector = &meta.LabelSelector{MatchLabels: map[string]string{"app": "app"}}
+
+// deploy makes a Deployment and waits until all of its pods are available.
+func (s *scene) deploy(t *testing.T, replicas int32, limit time.Duration) *apps.Deployment {
+	t.Helper()
+	d := &apps.Deployment{
+		ObjectMeta: meta.ObjectMeta{Name: "app"},
+		Spec:       apps.DeploymentSpec{Replicas: &replicas, Selector: selector, Template: template(idle, "orders")},
+	}
+	s.create(t, d)
+	require.NoError(t, await(t.Context(), limit, func(ctx context.Context) error {
+		if err := cluster.Client.Get(ctx, client.ObjectKeyFromObject(d), d); err != nil {
+			return err
+		}
+		if d.Status.AvailableReplicas != replicas {
+			return fmt.Errorf("%d of %d pods are available", d.Status.AvailableReplicas, replicas)
+		}
+		return nil
+	}))
+	return d
+}
+
+func deployment(t *testing.T) {
+	s := newScene(t, fixture.ScopeOptions{})
+	s.orders(t)
+	d := s.deploy(t, 3, 2*soon)
+	s.holds(t, 3)
+	one := int32(1)
+	d.Spec.Replicas = &one
+	require.NoError(t, cluster.Client.Update(t.Context(), d))
+	s.holds(t, 1)
+	s.remove(t, d)
+	s.holds(t, 0)
+}
+
+func statefulSet(t *testing.T) {
+	s := newScene(t, fixture.ScopeOptions{})
+	s.orders(t)
+	one := int32(1)
+	set := &apps.StatefulSet{
+		ObjectMeta: meta.ObjectMeta{Name: "app"},
+		Spec:       apps.StatefulSetSpec{Replicas: &one, Selector: selector, ServiceName: "app", Template: template(idle, "orders")},
+	}
+	s.create(t, set)
+	p := &core.Pod{ObjectMeta: meta.ObjectMeta{Namespace: s.namespace, Name: "app-0"}}
+	s.awaitRunning(t, p)
+	uid, before := p.UID, user(t, p)
+	s.remove(t, p)
+	require.NoError(t, await(t.Context(), soon, func(ctx context.Context) error {
+		switch err := cluster.Client.Get(ctx, client.ObjectKeyFromObject(p), p); {
+		case err != nil:
+			return err
+		case p.UID == uid:
+			return fmt.Errorf("pod %s is still the old one", p.Name)
+		}
+		return nil
+	}))
+	s.awaitRunning(t, p)
+	require.NotEqual(t, before, user(t, p))
+	s.holds(t, 1)
+	s.remove(t, set)
+	s.holds(t, 0)
+}
+
+func job(t *testing.T) {
+	s := newScene(t, fixture.ScopeOptions{})
+	s.orders(t)
+	of := template("psql -XAtc 'select current_user' >/dev/termination-log", "orders")
+	of.Spec.RestartPolicy = core.RestartPolicyNever
+	never := int32(0)
+	j := &batch.Job{ObjectMeta: meta.ObjectMeta{Name: "app"}, Spec: batch.JobSpec{BackoffLimit: &never, Template: of}}
+	s.create(t, j)
+	require.NoError(t, await(t.Context(), soon, func(ctx context.Context) error {
+		if err := cluster.Client.Get(ctx, client.ObjectKeyFromObject(j), j); err != nil {
+			return err
+		}
+		if j.Status.Succeeded != 1 {
+			return fmt.Errorf("the job has not succeeded: %+v", j.Status)
+		}
+		return nil
+	}))
+	pods, err := s.pods(t.Context())
+	require.NoError(t, err)
+	require.Len(t, pods, 1, "the pod stays as a record")
+	require.Contains(t, pods[0].Status.ContainerStatuses[0].State.Terminated.Message, s.Name)
+	s.holds(t, 0)
+}
+
+func manyPods(t *testing.T) {
+	const many = 60
+	s := newScene(t, fixture.ScopeOptions{})
+	s.orders(t)
+	began := time.Now()
+	d := s.deploy(t, many, 8*time.Minute)
+	t.Logf("%d pods are available after %s", many, time.Since(began).Round(time.Second))
+	s.holds(t, many)
+	began = time.Now()
+	s.remove(t, d)
+	s.holds(t, 0)
+	t.Logf("their users are gone after %s", time.Since(began).Round(time.Second))
+}

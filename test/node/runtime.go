@@ -1,0 +1,123 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	_ "embed"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+
+	core "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+)
+
+const containerdSocket = "/run/containerd/containerd.sock"
+
+//go:embed containerd.toml
+var containerdConfig []byte
+
+//go:embed kubelet.yaml
+var kubeletConfig []byte
+
+// cni is where containerd looks for networks, as containerd.toml has it.
+const cni = "/run/cni"
+
+// network is what containerd must find to call the node's network ready. No pod
+// asks for it: all have hostNetwork.
+const network = `{"cniVersion": "0.4.0", "name": "none", "plugins": [{"type": "loopback"}]}`
+
+// startContainerd starts containerd and gives it the image that holds a pod's
+// namespaces.
+func (n *Node) startContainerd(ctx context.Context) error {
+	if err := writeFile(etc+"/containerd.toml", containerdConfig); err != nil {
+		return err
+	}
+	if err := writeFile(cni+"/none.conflist", []byte(network)); err != nil {
+		return err
+	}
+	n.containerd = &Part{
+		name: "containerd",
+		make: func() *exec.Cmd { return program("containerd", "--config="+etc+"/containerd.toml") },
+		ready: func(ctx context.Context) error {
+			_, err := n.ctr(ctx, "version")
+			return err
+		},
+	}
+	if err := n.start(ctx, n.containerd); err != nil {
+		return err
+	}
+	return n.Import(ctx, Image{
+		Name: "localhost/pause:1", Files: map[string]string{"/busybox": "/bin/busybox"}, Libraries: true,
+		Entrypoint: []string{"/busybox", "sleep", "2147483647"},
+	})
+}
+
+// ctr runs containerd's own client in the namespace of Kubernetes' containers.
+func (n *Node) ctr(ctx context.Context, args ...string) (string, error) {
+	args = append([]string{"--address=" + containerdSocket, "--namespace=k8s.io"}, args...)
+	out, err := exec.CommandContext(ctx, "ctr", args...).CombinedOutput() //nolint:gosec // the tests' own arguments
+	if err != nil {
+		return string(out), fmt.Errorf("running ctr %s: %w: %s", args[2], err, strings.TrimSpace(string(out)))
+	}
+	return string(out), nil
+}
+
+// Exec runs a command in a container of a running pod, as the container's user,
+// and answers its output.
+func (n *Node) Exec(ctx context.Context, pod *core.Pod, container string, argv ...string) (string, error) {
+	for _, s := range pod.Status.ContainerStatuses {
+		if id, ok := strings.CutPrefix(s.ContainerID, "containerd://"); ok && s.Name == container {
+			return n.ctr(ctx, append([]string{"tasks", "exec", "--exec-id", rand.Text(), id}, argv...)...)
+		}
+	}
+	return "", fmt.Errorf("running a command in %s: no container %s with a known id", pod.Name, container)
+}
+
+// startKubelet starts kubelet and waits until the node is Ready.
+func (n *Node) startKubelet(ctx context.Context) error {
+	config, err := n.kubeletConfig()
+	if err != nil {
+		return err
+	}
+	if err := writeFile(etc+"/kubelet.yaml", config); err != nil {
+		return err
+	}
+	n.Kubelet = &Part{
+		name: "kubelet",
+		make: func() *exec.Cmd {
+			return n.kube("kubelet", "--config="+etc+"/kubelet.yaml", "--kubeconfig="+etc+"/kubelet.conf", "--node-ip="+address.String(), "--v=2")
+		},
+		ready: n.nodeReady,
+	}
+	return n.start(ctx, n.Kubelet)
+}
+
+// kubeletConfig answers the configuration with what is this node's own.
+func (n *Node) kubeletConfig() ([]byte, error) {
+	var config map[string]any
+	if err := yaml.Unmarshal(kubeletConfig, &config); err != nil {
+		return nil, fmt.Errorf("reading kubelet's configuration: %w", err)
+	}
+	config["cgroupRoot"] = cgroup()
+	config["containerRuntimeEndpoint"] = "unix://" + containerdSocket
+	return yaml.Marshal(config)
+}
+
+func (n *Node) nodeReady(ctx context.Context) error {
+	var node core.Node
+	if err := n.Client.Get(ctx, client.ObjectKey{Name: Name}, &node); err != nil {
+		return err
+	}
+	for _, c := range node.Status.Conditions {
+		if c.Type == core.NodeReady {
+			if c.Status == core.ConditionTrue {
+				return nil
+			}
+			return errors.New(c.Message)
+		}
+	}
+	return errors.New("the node says nothing of its readiness")
+}
