@@ -111,9 +111,10 @@ type Login struct {
 	SkipTLSVerify                 bool   `json:",omitzero"`
 }
 
-// ByToken reports whether the login sends a service account token of the pod.
+// ByToken reports whether the login sends a service account token of the pod, to
+// Vault or, where it has no Method, to AWS itself.
 func (l Login) ByToken() bool {
-	return l.Method == "kubernetes" || l.Method == "jwt" || l.Method == "" && l.Audience != "" // the last: at AWS itself
+	return l.Method != approle && l.AWSIdentity != NodeIdentity && (l.Method != "" || l.Audience != "")
 }
 
 // TokenAudience returns the audience of that token.

@@ -89,18 +89,17 @@ func (id Identity) TokenFor(audience string, pod Pod) (Token, error) {
 }
 
 // Until tells up to when the identity can log in, and why it can't from then on.
-// why is nil where no end is known; end is zero where it can't even now. Only what
-// the methods of Vault that take a token or a Secret need is looked at; with
-// others it has no end.
+// why is nil where no end is known; end is zero where it can't even now. Only a
+// token or a Secret that the login needs is looked at; others have no end.
 func (id Identity) Until(login Login, pod Pod) (end time.Time, why error) {
-	switch login.Method {
-	case "kubernetes", "jwt":
+	switch {
+	case login.ByToken():
 		token, err := id.token(login.Audience, pod)
 		if err != nil || token.Expires.IsZero() {
 			return time.Time{}, err
 		}
 		return token.Expires, expired(login.Audience, token)
-	case approle:
+	case login.Method == approle:
 		_, _, why = id.AppRole()
 	}
 	return time.Time{}, why

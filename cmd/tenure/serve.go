@@ -133,8 +133,8 @@ func run(ctx context.Context, c *config, log *slog.Logger) (err error) {
 		return err
 	}
 	d.manager.Store(manager)
-	defer watch(ctx, bindings, manager)()
 	kube.run(manager)
+	defer watch(ctx, bindings, manager)()
 	log.Info("loaded the journal", "volumes", len(manager.Status()))
 
 	stopStatus, err := d.serveStatus()

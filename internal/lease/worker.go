@@ -45,8 +45,8 @@ type worker struct {
 	republished bool
 	counted     int64             // bytes that the manager's budget has for the volume
 	guards      map[string]*guard // by read
-	tenancy     tenancy
 	told        map[Notice]string // the conditions that were announced, by what they are about
+	tenancy     tenancy
 }
 
 func newWorker(m *Manager, r *Record) *worker {

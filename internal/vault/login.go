@@ -53,12 +53,16 @@ func (s *Source) Login(ctx context.Context, by lease.Caller, login provider.Logi
 func (s *Source) proof(ctx context.Context, by lease.Caller, login provider.Login, id provider.Identity) (body map[string]any, secrets []provider.Secret, err error) {
 	switch login.Method {
 	case approle:
+		return appRole(id)
 	case awsLogin:
 		return s.awsProof(ctx, by, login, id)
-	default:
-		jwt, err := id.TokenFor(login.Audience, by.Pod)
-		return map[string]any{"role": login.Role, "jwt": jwt.Value.Reveal()}, []provider.Secret{jwt.Value}, err
 	}
+	jwt, err := id.TokenFor(login.Audience, by.Pod)
+	return map[string]any{"role": login.Role, "jwt": jwt.Value.Reveal()}, []provider.Secret{jwt.Value}, err
+}
+
+// appRole is proof out of the nodePublishSecretRef Secret.
+func appRole(id provider.Identity) (body map[string]any, secrets []provider.Secret, err error) {
 	roleID, secretID, err := id.AppRole()
 	body = map[string]any{"role_id": roleID.Reveal()}
 	if secretID != "" {
