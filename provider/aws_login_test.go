@@ -23,11 +23,13 @@ func TestParseAWSLogin(t *testing.T) {
 		want Login
 	}{
 		{
-			"the pod's role", map[string]string{"vaultAwsRoleArn": "arn:aws-cn:iam::123456789012:role/{namespace}-{serviceAccount}"},
+			"the pod's role",
+			map[string]string{"vaultAwsRoleArn": "arn:aws-cn:iam::123456789012:role/{namespace}-{serviceAccount}"},
 			Login{Role: "web", Audience: "sts.amazonaws.com", AWSIdentity: "pod", AWSRoleARN: "arn:aws-cn:iam::123456789012:role/shop-web"},
 		},
 		{
-			"own audience and mount", map[string]string{"awsIdentity": "pod", "vaultAwsRoleArn": awsRole, "audience": "x", "vaultAuthMountPath": "aws-x"},
+			"own audience and mount",
+			map[string]string{"awsIdentity": "pod", "vaultAwsRoleArn": awsRole, "audience": "x", "vaultAuthMountPath": "aws-x"},
 			Login{Role: "web", Mount: "aws-x", Audience: "x", AWSIdentity: "pod", AWSRoleARN: awsRole},
 		},
 		{"the node", map[string]string{"awsIdentity": "node"}, Login{Role: "web", AWSIdentity: "node"}},
