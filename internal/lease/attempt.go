@@ -65,6 +65,16 @@ func (r *reading) returned() bool {
 	}
 }
 
+// answered counts the reads that have returned.
+func (a *attempt) answered() (n int) {
+	for _, r := range a.reads {
+		if r.returned() {
+			n++
+		}
+	}
+	return n
+}
+
 // parsedSpec is a spec as reconciling needs it.
 type parsedSpec struct {
 	warnings []string

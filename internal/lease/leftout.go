@@ -74,6 +74,7 @@ func (w *worker) leftOut(out map[string]error, o order) {
 		if f == nil {
 			f = &failure{}
 			w.log.Warn("a tenant is left out of the volume; it is tried again", "tenant", name, "error", err)
+			w.tell(NoticeTenant, "tenant "+name+" is left out, and tried again: "+err.Error())
 		}
 		if y.out == nil {
 			y.out = map[string]*failure{}

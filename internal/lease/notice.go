@@ -21,6 +21,7 @@ const (
 	NoticeChange   Notice = "ChangeNotCarriedOut"  // an edited SPC can't be carried out
 	NoticeToken    Notice = "TokenRestricted"      // the Vault role gives tokens that can't be revoked, or may not renew
 	NoticeWarning  Notice = "SpecWarning"          // something in the SPC is ignored
+	NoticeTenant   Notice = "TenantWithoutFiles"   // a tenant is left out, or the cluster's rules withdraw it
 )
 
 // tell passes a notice on. mu is held.

@@ -204,6 +204,32 @@ func TestHangingTenantDelaysNobodyForLong(t *testing.T) {
 	})
 }
 
+// TestSlowBackendLeavesNobodyOut: answers come one after the other, for longer than
+// anybody is waited for alone.
+func TestSlowBackendLeavesNobodyOut(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		names := make([]string, 100)
+		for i := range names {
+			names[i] = fmt.Sprintf("t-%02d", i)
+		}
+		n.serve(hour, names...)
+		n.bind(rule("r", "", names...))
+		n.backend.set(func(op, path string) error {
+			var i int
+			if _, err := fmt.Sscanf(path, "database/creds/t-%d", &i); err == nil && op == "read" {
+				n.backend.mu.Unlock()
+				time.Sleep(time.Duration(i*200) * time.Millisecond)
+				n.backend.mu.Lock()
+			}
+			return nil
+		})
+		p := n.pool("[t-*]")
+		require.NoError(t, p.mount())
+		p.has(names...)
+		require.Empty(t, p.status().LeftOut)
+	})
+}
+
 func TestBindingsOnboardAndWithdraw(t *testing.T) {
 	scene(t, func(t *testing.T, n *node) {
 		n.serve(hour, "t-a", "t-b", "t-c", "other")

@@ -215,29 +215,30 @@ func (w *worker) urgency(l *lease) time.Time {
 }
 
 // await waits until every missing read has returned or nobody waits any longer.
+// Tenants that may be left out are waited for only as long as answers keep coming.
 func (w *worker) await(a *attempt, missing []*wanted, o order) error {
-	timeout := time.NewTimer(time.Until(o.deadline))
+	timeout, quiet := time.NewTimer(time.Until(o.deadline)), time.NewTicker(skipsAfter)
 	defer timeout.Stop()
-	patience, cancel := context.WithTimeout(context.Background(), min(skipsAfter, time.Until(o.deadline)))
-	defer cancel()
+	defer quiet.Stop()
+	answered, stuck := -1, false
 	var late error
 	for _, want := range missing {
-		r := a.reads[want.print]
-		if r == nil {
-			continue
-		}
-		impatient := (<-chan struct{})(nil)
-		if o.skips(want) {
-			impatient = patience.Done()
-		}
-		select {
-		case <-r.done:
-		case <-impatient:
-			late = unanswered(want)
-		case <-timeout.C:
-			return unanswered(want)
-		case <-o.ctx.Done():
-			return blame(want, &provider.Error{Class: provider.Unavailable, Cause: "the rotation made way for a Mount; it is taken up again"})
+		for r := a.reads[want.print]; r != nil && !r.returned(); {
+			if stuck && o.skips(want) {
+				late = unanswered(want)
+				break
+			}
+			select {
+			case <-r.done:
+			case <-quiet.C:
+				was := answered
+				answered = a.answered()
+				stuck = answered == was
+			case <-timeout.C:
+				return unanswered(want)
+			case <-o.ctx.Done():
+				return blame(want, &provider.Error{Class: provider.Unavailable, Cause: "the rotation made way for a Mount; it is taken up again"})
+			}
 		}
 	}
 	return late

@@ -10,7 +10,8 @@ import (
 	"github.com/tenure-csi/tenure/provider"
 )
 
-// TenantsChanged makes every volume look at once who is a tenant.
+// TenantsChanged makes every volume that the bindings have a say in look at once
+// who is a tenant.
 func (m *Manager) TenantsChanged() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -22,9 +23,12 @@ func (m *Manager) TenantsChanged() {
 			if w.interrupt != nil {
 				w.interrupt() // what is withdrawn must not wait for what is slow
 			}
-			w.tenancy.due = time.Now()
+			now := time.Now()
+			if w.rec.Current.tenanted() || w.rec.Pending.tenanted() {
+				w.tenancy.due = now
+			}
 			if w.change != nil && !w.change.next.IsZero() {
-				w.change.next = w.tenancy.due
+				w.change.next = now
 			}
 			w.refusal = nil
 			w.start()
@@ -174,12 +178,17 @@ func (w *worker) withdrawn(p *parsedSpec) func(*lease) bool {
 func (w *worker) withdraw(gone func(*lease) bool, o order) error {
 	w.dropAttempt()
 	o.parsed, o.withdraw = &parsedSpec{}, true
+	told := map[string]bool{}
 	for _, l := range w.rec.current() {
-		if gone(l) {
+		if !gone(l) {
+			o.parsed.reads = append(o.parsed.reads, wanted{print: l.Print, read: provider.Read{Tenant: l.Tenant}})
+		} else if !told[l.Tenant] {
+			told[l.Tenant] = true
 			w.log.Warn("the tenant bindings withdraw a tenant: its files are removed and its leases ended", "tenant", l.Tenant)
-			continue
+			w.locked(func() {
+				w.tell(NoticeTenant, "no rule of the cluster allows tenant "+l.Tenant+" any more: its files are removed and its leases ended")
+			})
 		}
-		o.parsed.reads = append(o.parsed.reads, wanted{print: l.Print, read: provider.Read{Tenant: l.Tenant}})
 	}
 	err := w.reconcile(o)
 	w.lapse(time.Now())

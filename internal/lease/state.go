@@ -300,5 +300,5 @@ func (r *Record) check() error {
 // tenanted reports whether there is a generation in which the bindings or a list
 // have a say.
 func (g *generation) tenanted() bool {
-	return g != nil && (g.Spec.Attributes["tenants"] != "" || strings.Contains(g.Spec.Attributes["objects"]+g.Spec.Attributes["defaults"], "identity"))
+	return g != nil && (g.Spec.Attributes["tenants"] != "" || g.Spec.Attributes["awsIdentity"] != "" || strings.Contains(g.Spec.Attributes["objects"]+g.Spec.Attributes["defaults"], "identity"))
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -215,7 +216,8 @@ func (r *rule) checkAWS(problem func(cause, remedy string)) {
 	if len(a.SessionTags) > maxTags {
 		problem(fmt.Sprintf("aws.sessionTags: are more than %d", maxTags), "leave some out")
 	}
-	for k, v := range a.SessionTags {
+	for _, k := range slices.Sorted(maps.Keys(a.SessionTags)) {
+		v := a.SessionTags[k]
 		if !tag.MatchString(k) || len(k) > 128 || v != "" && !tag.MatchString(v) || placeholder.MatchString(k) {
 			problem(fmt.Sprintf("aws.sessionTags: %q is no tag that AWS takes", k), "use letters, digits, spaces and _.:/=+-@")
 		}
