@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic/fake"
+	"k8s.io/klog/v2"
 
 	"github.com/tenure-csi/tenure/provider"
 )
@@ -22,7 +23,10 @@ import (
 // validates nothing and has no cache that lags. The tests with a real API server
 // are in test/integration.
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	klog.SetSlogLogger(quiet()) // what client-go says of the faults that are asked for
+	goleak.VerifyTestMain(m)
+}
 
 // orders is the pod of most tests.
 var orders = provider.Pod{Name: "orders-0", Namespace: "shop", UID: "uid-1", ServiceAccount: "orders"}

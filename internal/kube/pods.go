@@ -80,6 +80,7 @@ type Pods struct {
 
 	mu      sync.Mutex
 	answers map[string]answer // by pod UID
+	stopped bool              // nothing is asked any more
 }
 
 // answer is what the API server said of a pod that is not in the store.
@@ -100,6 +101,9 @@ func NewPods(ctx context.Context, client dynamic.Interface, node string, log *sl
 // Run follows the pods until the context of NewPods ends.
 func (p *Pods) Run() {
 	p.follow.RunWithContext(p.ctx)
+	p.mu.Lock()
+	p.stopped = true
+	p.mu.Unlock()
 	_ = p.calls.Wait() // they answer into p.answers
 }
 
@@ -118,6 +122,9 @@ func (p *Pods) Gone(of provider.Pod) bool {
 	defer p.mu.Unlock()
 	if a, ok := p.answers[of.UID]; ok && now.Before(a.until) {
 		return a.gone
+	}
+	if p.stopped {
+		return false
 	}
 	if p.calls.TryGo(func() error { p.ask(of); return nil }) {
 		p.remember(of.UID, answer{until: now.Add(callTimeout)})

@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"maps"
+	"sync"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -59,21 +60,23 @@ func NewSPCs(ctx context.Context, client dynamic.Interface, pods *Pods, edit fun
 
 // Run follows the SPCs of all namespaces until the context of NewSPCs ends.
 func (s *SPCs) Run() {
-	stopped := make(chan struct{})
-	go func() { defer close(stopped); s.follow.RunWithContext(s.ctx) }()
+	var work sync.WaitGroup
+	defer work.Wait()
+	work.Go(func() { s.follow.RunWithContext(s.ctx) })
+	if !cache.WaitForCacheSync(s.ctx.Done(), s.follow.HasSynced, s.pods.follow.HasSynced) {
+		return
+	}
 	tick := time.NewTicker(offerEvery)
 	defer tick.Stop()
-	for s.ctx.Err() == nil {
+	for {
+		s.offer()
 		select {
 		case <-s.ctx.Done():
+			return
 		case <-s.changed:
 		case <-tick.C:
 		}
-		if s.follow.HasSynced() && s.pods.follow.HasSynced() {
-			s.offer()
-		}
 	}
-	<-stopped
 }
 
 // offer hands every volume the version of its SPC that it has not taken yet. An old

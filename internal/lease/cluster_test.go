@@ -148,6 +148,42 @@ func TestNoticeOfTokensThatCannotBeRevoked(t *testing.T) {
 	})
 }
 
+func TestNoticeOfTokensThatMayNotRenew(t *testing.T) {
+	for _, op := range []string{"renew", "renew-token"} {
+		t.Run(op, func(t *testing.T) {
+			clusterScene(t, func(t *testing.T, n *node, c *cluster) {
+				p := n.withOrders(time.Hour, 24*time.Hour)
+				n.backend.set(func(called, _ string) error {
+					if called == op {
+						return errDenied
+					}
+					return nil
+				})
+				require.NoError(t, p.mount())
+				pause(45 * time.Minute)
+				require.Equal(t, []Notice{NoticeToken}, c.told())
+				require.Contains(t, c.text(), "permission denied")
+			})
+		})
+	}
+}
+
+func TestNoticeOfAMissingIdentityComesInTime(t *testing.T) {
+	clusterScene(t, func(t *testing.T, n *node, c *cluster) {
+		n.stop()
+		n.cluster.Identities = nil
+		n.start(0)
+		n.backend.auth = role{ttl: time.Hour, max: time.Hour}
+		p := n.withOrders(time.Hour, time.Hour)
+		p.expires = time.Now().Add(10 * time.Minute)
+		require.NoError(t, p.mount())
+		pause(time.Until(p.lease().Expires.Add(-10 * time.Minute)))
+		require.Equal(t, []Notice{NoticeIdentity}, c.told())
+		pause(time.Hour)
+		require.Equal(t, []Notice{NoticeExpired}, c.told())
+	})
+}
+
 func TestDeletedPodsVolumeEndsWithoutTheWait(t *testing.T) {
 	clusterScene(t, func(t *testing.T, n *node, c *cluster) {
 		p := n.withOrders(time.Hour, 24*time.Hour)

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,6 +28,9 @@ import (
 // apiServer is a real kube-apiserver with an etcd of its own, and nothing else:
 // objects are checked and kept, and no pod ever runs.
 type apiServer struct{ kube, kubeconfig string }
+
+// logShown is how much of a part's log a failed test shows.
+const logShown = 4 << 10
 
 // startAPIServer needs bin/kube and etcd, which other tests may go without.
 func startAPIServer(t *testing.T) apiServer {
@@ -84,7 +88,7 @@ func start(t *testing.T, cmd *exec.Cmd) {
 		require.NoError(t, cmd.Process.Signal(syscall.SIGTERM), "it had ended before")
 		_ = cmd.Wait() // by the signal
 		if t.Failed() {
-			t.Log(output.String())
+			t.Log(string(output.Bytes()[max(0, output.Len()-logShown):]))
 		}
 	})
 }
@@ -191,10 +195,18 @@ func (s apiServer) versionKey(t *testing.T) string {
 // examples applies them all, with the driver's CRDs; the admission policy last,
 // which then lets its own kind of mistakes through no more.
 func (s apiServer) examples(t *testing.T) {
-	s.mustKubectl(t, "create", "namespace", "shop")
 	files, err := filepath.Glob(repository + "/examples/*/*.yaml")
 	require.NoError(t, err)
+	made := map[string]bool{"default": true}
 	for _, file := range files {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for _, namespace := range regexp.MustCompile(`(?m)^  namespace: (\S+)`).FindAllStringSubmatch(string(text), -1) {
+			if !made[namespace[1]] {
+				s.mustKubectl(t, "create", "namespace", namespace[1])
+				made[namespace[1]] = true
+			}
+		}
 		if filepath.Base(file) != "values.yaml" {
 			s.mustKubectl(t, "apply", "--server-side", "--validate=strict", "--filename", file)
 		}

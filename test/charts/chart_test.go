@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -87,6 +88,7 @@ func TestFlags(t *testing.T) {
 		{"addresses", "vault: {addrs: ['https://a:8200', 'https://b:8200']}", []string{"--vault-addr=https://a:8200", "--vault-addr=https://b:8200"}},
 		{"allowed", "vault: {allowedAddrs: ['https://c:8200']}", []string{"--allowed-vault-addrs=https://c:8200"}},
 		{"login", "vault: {mount: k8s/prod, namespace: team}", []string{"--vault-mount=k8s/prod", "--vault-namespace=team"}},
+		{"AWS logins", "vault: {awsServerID: vault.internal, awsKeyDelay: 15s}", []string{"--vault-aws-server-id=vault.internal", "--vault-aws-key-delay=15s"}},
 		{"CA in a ConfigMap", "vault: {tls: {ca: {configMap: ca}}}", []string{"--vault-tls-ca-cert=/etc/tenure/ca/ca.crt"}},
 		{"CA in a Secret", "vault: {tls: {ca: {secret: ca, key: root.pem}}}", []string{"--vault-tls-ca-cert=/etc/tenure/ca/root.pem"}},
 		{"client certificate", "vault: {tls: {clientSecret: c}}", []string{"--vault-tls-client-cert=/etc/tenure/client/tls.crt", "--vault-tls-client-key=/etc/tenure/client/tls.key"}},
@@ -116,14 +118,48 @@ func TestFlags(t *testing.T) {
 // requireKnown checks that the daemon has the flags.
 func requireKnown(t *testing.T, args []string) {
 	t.Helper()
+	require.Equal(t, "serve", args[0])
+	require.Subset(t, daemonFlags(t), names(args[1:]))
+}
+
+func daemonFlags(t *testing.T) []string {
+	t.Helper()
 	help, err := exec.CommandContext(t.Context(), repository+"/bin/tenure", "serve", "--help").Output()
 	require.NoError(t, err, "build it with: make build")
-	known := regexp.MustCompile(`(?m)^  (--\S+)`).FindAllString(string(help), -1)
-	require.Equal(t, "serve", args[0])
-	for _, arg := range args[1:] {
-		name, _, _ := strings.Cut(arg, "=")
-		require.Contains(t, known, "  "+name)
+	return strings.Fields(strings.Join(regexp.MustCompile(`(?m)^  --\S+`).FindAllString(string(help), -1), " "))
+}
+
+// names answers flags without what they are set to, each once.
+func names(args []string) (flags []string) {
+	for _, arg := range args {
+		if name, _, _ := strings.Cut(arg, "="); !slices.Contains(flags, name) {
+			flags = append(flags, name)
+		}
 	}
+	return flags
+}
+
+// TestEveryFlagIsAValue switches everything on: a new flag of the daemon must be a
+// value, or be named here as one for extraArgs.
+func TestEveryFlagIsAValue(t *testing.T) {
+	t.Parallel()
+	forExtraArgs := []string{"--kubeconfig", "--tls-dir", "--vault-tls-ca-directory"}
+	args := render(t, `
+vault:
+  addrs: ["https://a:8200"]
+  allowedAddrs: ["https://b:8200"]
+  mount: k8s
+  namespace: team
+  awsServerID: a
+  awsKeyDelay: 1s
+  tls: {ca: {secret: ca}, clientSecret: c, serverName: s, allowSkipVerify: true}
+aws: {region: r, stsEndpoint: "https://s", fips: true, podIdentityAgent: "http://a"}
+clusterName: c
+volumeBudget: 64Mi
+kubernetes: {events: true, podWatch: true, spcWatch: true, statusSync: true, tokenRequest: true}
+tenantBindings: {rules: []}
+`).container(t).Args[1:]
+	require.Subset(t, append(names(args), forExtraArgs...), daemonFlags(t))
 }
 
 func TestSecretsAndConfigMapsAreMounted(t *testing.T) {
@@ -242,6 +278,7 @@ rules:
 `
 	m := render(t, "tenantBindings:"+strings.ReplaceAll(bindings, "\n", "\n  "))
 	require.Contains(t, m.container(t).Args, "--tenant-bindings=/etc/tenure/tenants/bindings.yaml")
+	requireKnown(t, m.container(t).Args)
 	mount, source := m.mountOf(t, "/etc/tenure/tenants")
 	require.Empty(t, mount.SubPath, "a subPath never changes")
 	require.Equal(t, m.configMap.Name, source.ConfigMap.Name)

@@ -32,7 +32,7 @@ var cases = []struct {
 	{"two classes in one pod are two volumes", twoClasses},
 	{"each pod of a Deployment has a user; scaling down takes users back", deployment},
 	{"a StatefulSet's pod comes back under its name with another user", statefulSet},
-	{"a Job's user ends with its containers", job},
+	{"a Job's user ends 2 minutes after its volume, while the pod stays as a record", job},
 	{"a pod deleted by force gives its user back", forceDelete},
 	{"a namespace deleted gives all of its users back", namespaceDelete},
 	{"what the pod's Event says", failedMounts},

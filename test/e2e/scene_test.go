@@ -191,8 +191,14 @@ func user(t *testing.T, p *core.Pod) string {
 // holds waits until the scene has so many database users, and as many leases.
 func (s *scene) holds(t *testing.T, want int) {
 	t.Helper()
+	s.holdsWithin(t, soon, want)
+}
+
+// holdsWithin is holds for what takes another time.
+func (s *scene) holdsWithin(t *testing.T, limit time.Duration, want int) {
+	t.Helper()
 	for what, look := range map[string]func(context.Context) (int, error){"database users": s.Users, "leases": s.Leases} {
-		require.NoError(t, await(t.Context(), soon, func(ctx context.Context) error {
+		require.NoError(t, await(t.Context(), limit, func(ctx context.Context) error {
 			switch got, err := look(ctx); {
 			case err != nil:
 				return err

@@ -43,7 +43,7 @@ func TestSchemaAgreesWithParse(t *testing.T) {
 		{"unknown login", "vaultAuthMethod", "ldap", false},
 		{"legacy parameter", "vaultCAPem", "x", true},
 		{"misspelt parameter", "vaultAddres", "x", false},
-		{"planned parameter", "awsIdentity", "pod", false},
+		{"unknown identity", "awsIdentity", "host", false},
 		{"failure of tenants", "onTenantFailure", "ignore", false},
 		{"relative mount path", "mountPath", "run", false},
 		{"no objects", "objects", "[]", false},

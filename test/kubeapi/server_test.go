@@ -98,7 +98,7 @@ func (s *server) writeKeys() error {
 
 // run starts a program that ends with us.
 func (s *server) run(name string, args ...string) error {
-	cmd := exec.Command(name, args...) //nolint:noctx // stop ends it
+	cmd := exec.Command(name, args...) // stop ends it
 	cmd.Stdout, cmd.Stderr = &s.logs, &s.logs
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
@@ -142,7 +142,7 @@ contexts: [{name: c, context: {cluster: c, user: u}}]}`, s.URL, s.dir+"/apiserve
 
 // freePort answers a port that nobody listens on at this moment.
 func freePort() string {
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it does not wait
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "0"
 	}

@@ -8,8 +8,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"strconv"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -23,12 +21,9 @@ const (
 	working = "working"
 )
 
-// What the later runs are told: the node's cgroup, and the process id that the
-// namespaces' first process has outside of them.
-const (
-	cgroupEnv = "TENURE_TEST_NODE_CGROUP"
-	pidEnv    = "TENURE_TEST_NODE_PID"
-)
+// pidEnv tells the later runs the process id that the namespaces' first process
+// has outside of them.
+const pidEnv = "TENURE_TEST_NODE_PID"
 
 // Isolate runs this very command again in namespaces for mounts, processes, the
 // network and the host's name, waits for it and answers its exit code. In that
@@ -59,7 +54,7 @@ func Isolate() (code int, ran bool) {
 	removeCgroups()
 	defer removeCgroups()
 	const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
-	return wait(again(first, namespaces, cgroupEnv+"="+cgroupPrefix+strconv.Itoa(os.Getpid()))), true
+	return wait(again(first, namespaces)), true
 }
 
 // Pid answers the process id of the namespaces' first process, as it is outside of
@@ -198,38 +193,21 @@ func raiseLoopback() error {
 	return nil
 }
 
-// Containers' cgroups are below one of the node's own in every hierarchy: no
-// namespace takes them away, so that they are removed by name.
-const (
-	cgroups      = "/sys/fs/cgroup"
-	cgroupPrefix = "tenure-node-"
-)
+// containers are the cgroups of containerd's containers in every hierarchy, of
+// version 1 and of version 2. They are in no namespace.
+var containers = []string{"/sys/fs/cgroup/*/k8s.io", "/sys/fs/cgroup/k8s.io"}
 
-// cgroup answers the path of this node's cgroup, the same in every hierarchy.
-func cgroup() string { return "/" + os.Getenv(cgroupEnv) }
-
-// removeCgroups removes our cgroups and those of nodes that were killed.
+// removeCgroups removes the cgroups that containers of killed nodes left. The
+// kernel keeps those that are in use, another node's among them.
 func removeCgroups() {
-	found, _ := filepath.Glob(cgroups + "/*/" + cgroupPrefix + "*")
-	unified, _ := filepath.Glob(cgroups + "/" + cgroupPrefix + "*")
-	for _, dir := range append(found, unified...) {
-		pid := strings.TrimPrefix(filepath.Base(dir), cgroupPrefix)
-		if _, err := os.Stat("/proc/" + pid); err == nil && pid != strconv.Itoa(os.Getpid()) {
-			continue
+	for _, pattern := range containers {
+		found, _ := filepath.Glob(pattern)
+		for _, dir := range found {
+			left, _ := filepath.Glob(dir + "/*")
+			for _, container := range left {
+				_ = unix.Rmdir(container) // not for the files among them
+			}
+			_ = unix.Rmdir(dir)
 		}
-		removeTree(dir)
-	}
-}
-
-// removeTree removes the directories of a tree whose files can't be removed.
-func removeTree(dir string) {
-	entries, _ := os.ReadDir(dir)
-	for _, e := range entries {
-		if e.IsDir() {
-			removeTree(filepath.Join(dir, e.Name()))
-		}
-	}
-	if err := os.Remove(dir); err != nil {
-		fmt.Fprintln(os.Stderr, "removing the node's cgroups:", err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,7 +17,7 @@ import (
 // Reboot takes the node's power away and gives it back: every container and part
 // of the node but the control plane is killed, mounts and what is in /run are
 // gone, and the parts start again. It answers once they are ready; pods come back
-// later, with the same UIDs.
+// later, with the same UIDs. For the driver they are an hour old then.
 func (n *Node) Reboot(ctx context.Context) error {
 	parts := []*Part{n.containerd, n.Kubelet, n.Driver, n.registrar}
 	for _, p := range slices.Backward(parts) {
@@ -28,6 +29,9 @@ func (n *Node) Reboot(ctx context.Context) error {
 		return err
 	}
 	if err := unmountAll("/var/lib/kubelet/", "/run/containerd/"); err != nil {
+		return err
+	}
+	if err := age(); err != nil {
 		return err
 	}
 	gone, err := filepath.Glob("/run/*")
@@ -54,6 +58,24 @@ func (n *Node) Reboot(ctx context.Context) error {
 	return nil
 }
 
+// age makes the volumes' directories an hour old, now that nothing is mounted on
+// them. The driver answers a republish of one that is younger than its
+// rotationPollInterval before it looks whether anything is mounted there: a pod
+// that starts again within that time runs with an empty volume.
+func age() error {
+	found, err := filepath.Glob("/var/lib/kubelet/pods/*/volumes/kubernetes.io~csi/*/mount")
+	if err != nil {
+		return err
+	}
+	then := time.Now().Add(-time.Hour)
+	for _, dir := range found {
+		if err := os.Chtimes(dir, then, then); err != nil {
+			return fmt.Errorf("aging a volume's directory: %w", err)
+		}
+	}
+	return nil
+}
+
 // killContainers kills the containers and their shims until there are none. They
 // are told by cgroup and name: the PID namespace has nobody else's.
 func killContainers(ctx context.Context) error {
@@ -64,7 +86,7 @@ func killContainers(ctx context.Context) error {
 			pid, _ := strconv.Atoi(filepath.Base(dir))
 			name, _ := os.ReadFile(dir + "/comm")
 			groups, _ := os.ReadFile(dir + "/cgroup")
-			if !strings.HasPrefix(string(name), "containerd-shim") && !strings.Contains(string(groups), cgroup()+"/") {
+			if !strings.HasPrefix(string(name), "containerd-shim") && !strings.Contains(string(groups), ":/k8s.io/") {
 				continue
 			}
 			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {

@@ -6,12 +6,12 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"net/http"
 	"os/exec"
 	"strings"
 
 	core "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/yaml"
 )
 
 const containerdSocket = "/run/containerd/containerd.sock"
@@ -78,11 +78,7 @@ func (n *Node) Exec(ctx context.Context, pod *core.Pod, container string, argv .
 
 // startKubelet starts kubelet and waits until the node is Ready.
 func (n *Node) startKubelet(ctx context.Context) error {
-	config, err := n.kubeletConfig()
-	if err != nil {
-		return err
-	}
-	if err := writeFile(etc+"/kubelet.yaml", config); err != nil {
+	if err := writeFile(etc+"/kubelet.yaml", kubeletConfig); err != nil {
 		return err
 	}
 	n.Kubelet = &Part{
@@ -95,18 +91,11 @@ func (n *Node) startKubelet(ctx context.Context) error {
 	return n.start(ctx, n.Kubelet)
 }
 
-// kubeletConfig answers the configuration with what is this node's own.
-func (n *Node) kubeletConfig() ([]byte, error) {
-	var config map[string]any
-	if err := yaml.Unmarshal(kubeletConfig, &config); err != nil {
-		return nil, fmt.Errorf("reading kubelet's configuration: %w", err)
-	}
-	config["cgroupRoot"] = cgroup()
-	config["containerRuntimeEndpoint"] = "unix://" + containerdSocket
-	return yaml.Marshal(config)
-}
-
+// nodeReady succeeds when kubelet serves and the node is Ready.
 func (n *Node) nodeReady(ctx context.Context) error {
+	if err := get(ctx, http.DefaultClient, "http://127.0.0.1:10248/healthz"); err != nil { // kubelet's default address
+		return err
+	}
 	var node core.Node
 	if err := n.Client.Get(ctx, client.ObjectKey{Name: Name}, &node); err != nil {
 		return err
