@@ -69,7 +69,7 @@ func TestPodsLogIn(t *testing.T) {
 			`expected "vault.example.com" but got "other"`, "set --vault-aws-server-id to iam_server_id_header_value of auth/" + mount + "/config/client",
 		}},
 		{"the node's identity", s, map[string]string{"awsIdentity": "node", "vaultAwsRoleArn": ""}, nil, 0, codes.PermissionDenied, []string{
-			`field "awsIdentity"`, "no pod may log in with the node's identity here", "--tenant-bindings",
+			`field "awsIdentity"`, "have the operator set --tenant-bindings",
 		}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
