@@ -152,7 +152,7 @@ func furnish() error {
 	if err := unix.Mount("", "/var/lib", "", unix.MS_SHARED, ""); err != nil {
 		return fmt.Errorf("sharing the mounts below /var/lib: %w", err)
 	}
-	if err := os.Mkdir(scratch, 0o777); err != nil {
+	if err := os.Mkdir(scratch, 0o700); err != nil {
 		return fmt.Errorf("making the directory for temporary files: %w", err)
 	}
 	if err := os.Chmod(scratch, 0o777|os.ModeSticky); err != nil {
