@@ -92,7 +92,7 @@ func (r *Record) bytes(g *generation) (n int64) {
 // credentials that the pod has, or makes a volume smaller, is never refused: what
 // lives goes on, and the limit of a volume bounds it.
 func (w *worker) grow(next *generation, o order) error {
-	replaces := o.due != nil
+	replaces := len(o.due) > 0
 	for _, why := range o.due {
 		replaces = replaces && why != Content
 	}

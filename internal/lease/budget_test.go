@@ -67,6 +67,30 @@ func TestBudgetOfANode(t *testing.T) {
 	})
 }
 
+// TestBudgetBoundsNewTenants: who comes to a running pod takes memory as a new
+// volume does.
+func TestBudgetBoundsNewTenants(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		n.serve(hour, "t-a", "t-b")
+		n.bind(rule("r", "", "t-a"))
+		p := n.pool("[t-*]")
+		require.NoError(t, p.mount())
+		n.maxBytes = n.m.budget.total() // and no byte more
+		n.stop()
+		n.start(0)
+		n.bind(rule("r", "", "t-a", "t-b"))
+		pause(5 * time.Second)
+		p.has("t-a")
+
+		n.maxBytes = 0
+		n.stop()
+		n.start(0)
+		pause(time.Hour)
+		p.has("t-a", "t-b")
+		p.settled(2)
+	})
+}
+
 // TestBudgetKeepsWhatLives: a full node goes on replacing credentials, and takes
 // no content that grew.
 func TestBudgetKeepsWhatLives(t *testing.T) {

@@ -402,8 +402,9 @@ func (w *worker) postponeAll(due map[*lease]Reason, err error) {
 func (w *worker) retryChange(ctx context.Context) {
 	now := time.Now()
 	var c *failure
-	w.locked(func() { c = w.change })
-	if c == nil || !c.due(now) || ctx.Err() != nil {
+	due := false
+	w.locked(func() { c = w.change; due = c != nil && c.due(now) })
+	if !due || ctx.Err() != nil {
 		return
 	}
 	if !w.live() {
