@@ -2,6 +2,8 @@ package aws
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/json"
 	"io"
 	"maps"
 	"os"
@@ -14,6 +16,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/stretchr/testify/require"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/tenure-csi/tenure/internal/lease"
 	"github.com/tenure-csi/tenure/test/fixture"
@@ -176,6 +179,39 @@ func TestEachFileIsOneTenants(t *testing.T) {
 				keysIn(t, v, file).confined(t, tenant, others...)
 			}
 			require.NoError(t, p.node.DeletePod(v.Pod))
+		})
+	}
+}
+
+// TestExamplePool mounts the example's SecretProviderClasses, unchanged, with its rule.
+func TestExamplePool(t *testing.T) {
+	const dir = "../../examples/pool-on-aws/"
+	text, err := os.ReadFile(dir + "values.yaml")
+	require.NoError(t, err)
+	var values struct {
+		TenantBindings map[string]any `yaml:"tenantBindings"`
+	}
+	require.NoError(t, yaml.Unmarshal(text, &values))
+	rules, err := yaml.Marshal(values.TenantBindings)
+	require.NoError(t, err)
+	p := newPool(t, string(rules))
+	for _, file := range []string{"sts-node.yaml", "sts-pod.yaml"} {
+		t.Run(file, func(t *testing.T) {
+			spc, err := fixture.ReadSPC(dir + file)
+			require.NoError(t, err)
+			id := strings.ToLower(rand.Text())
+			v, err := p.node.Volume(fixture.Pod{Namespace: spc.Namespace, Name: "files", UID: id, ServiceAccount: "files"}, "aws", spc, nil)
+			require.NoError(t, err)
+			v.Audiences = []string{"sts.amazonaws.com"}
+			_, err = v.Mount(t.Context())
+			require.NoError(t, err)
+			for mine, other := range map[string]string{"acme": "globex", "globex": "acme"} {
+				text, err := v.Read(mine + "/credentials.json")
+				require.NoError(t, err)
+				var given struct{ AccessKeyID, SecretAccessKey, SessionToken string } // as in credential_process, but for case
+				require.NoError(t, json.Unmarshal(text, &given))
+				keys{ID: given.AccessKeyID, Secret: given.SecretAccessKey, Token: given.SessionToken}.confined(t, mine, other)
+			}
 		})
 	}
 }
