@@ -33,6 +33,12 @@ type site struct {
 
 func newSite(t *testing.T, flags ...string) *site {
 	t.Helper()
+	return newSiteIn(t, nil, flags...)
+}
+
+// newSiteIn starts the daemon with an environment.
+func newSiteIn(t *testing.T, env []string, flags ...string) *site {
+	t.Helper()
 	ctx, vault := t.Context(), stack.Vault
 	s := &site{name: "t" + strings.ToLower(rand.Text()[:7])}
 	require.NoError(t, vault.EnableJWT(ctx, s.name, stack.Issuer))
@@ -40,7 +46,7 @@ func newSite(t *testing.T, flags ...string) *site {
 	require.NoError(t, vault.Policy(ctx, s.name, fixture.ReadPolicy(s.name+"/*")))
 	s.node = fixture.NodeFor(t, fixture.NodeOptions{Issuer: stack.Issuer, Mounts: os.Getuid() == 0})
 	s.daemon = fixture.DaemonFor(t, fixture.DaemonOptions{
-		Node: s.node, VaultAddr: vault.Addr, Args: append([]string{"--aws-region=" + fixture.Region, "--aws-sts-endpoint=" + cloud.URL}, flags...),
+		Node: s.node, VaultAddr: vault.Addr, Env: env, Args: append([]string{"--aws-region=" + fixture.Region, "--aws-sts-endpoint=" + cloud.URL}, flags...),
 	})
 	t.Cleanup(func() {
 		if t.Failed() {
