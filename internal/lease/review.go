@@ -49,18 +49,30 @@ func (w *worker) reviewDue(ctx context.Context) {
 		w.setAway()
 		return
 	}
-	w.locked(func() { w.tenancy.due = time.Time{} })
 	o := order{
 		spec: w.rec.Current.Spec, due: map[*lease]Reason{}, live: true, work: Background, deadline: now.Add(mountBudget), ctx: ctx,
 	}
-	parsed, err := w.parse(o)
+	// Whoever else is to come, and whatever is wrong with them: what is held goes by
+	// the present rules from now on.
+	asHeld := o
+	asHeld.asHeld = true
+	held, unbound := w.parse(asHeld)
+	w.locked(func() { w.tenancy.due, w.parsed = time.Time{}, held })
 	var left error
-	if gone := w.withdrawn(parsed); gone != nil {
+	if gone := w.withdrawn(held); gone != nil {
 		left = w.withdraw(gone, o)
 	}
+	parsed, err := w.parse(o)
 	if err == nil {
 		o.parsed = parsed
 		err = w.reconcile(o)
+	}
+	if err != nil && unbound == nil { // an error may be of the newcomers' alone
+		w.locked(func() { w.parsed = held })
+		if w.rebound(held) && ctx.Err() == nil {
+			o.parsed = held
+			err = errors.Join(err, w.reconcile(o))
+		}
 	}
 	if err == nil {
 		w.rotateAfter(time.Now())
@@ -171,6 +183,14 @@ func (w *worker) withdrawn(p *parsedSpec) func(*lease) bool {
 		return nil
 	}
 	return is
+}
+
+// rebound reports whether the rules give the daemon's identity another role, policy
+// or region for something that is held than it was issued with.
+func (w *worker) rebound(p *parsedSpec) bool {
+	return slices.ContainsFunc(w.rec.current(), func(l *lease) bool {
+		return l.Node && !slices.ContainsFunc(p.reads, func(r wanted) bool { return r.print == l.Print })
+	})
 }
 
 // withdraw takes files away at once, with every older directory that may hold
