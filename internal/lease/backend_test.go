@@ -232,7 +232,7 @@ func (b *backend) Read(ctx context.Context, by Caller, s Session, r provider.Rea
 	}
 	i := Issued{
 		LeaseID: id, TTL: role.ttl, Renewable: !role.fixed, Kind: Leased, Headroom: role.headroom,
-		Secret: format.Secret{Data: map[string]any{"username": id + ":user", "password": id + ":pass"}},
+		Secret: format.Secret{Data: map[string]any{"username": id + ":user", "password": id + ":pass", "access_key": id + ":key"}},
 	}
 	if role.bare {
 		i.LeaseID = ""

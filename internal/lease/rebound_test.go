@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/tenure-csi/tenure/internal/tenant"
 )
 
 // byNode is a pool that logs in to Vault as the daemon does at AWS.
@@ -97,4 +99,34 @@ func TestRefusedRoleOfTheNodeIsNotReplacedByItsToken(t *testing.T) {
 		pause(110 * time.Minute)
 		require.Equal(t, 1, n.backend.minted("pool database/creds/t-a"))
 	})
+}
+
+// TestRestartReviewsWhatTheNodeRead: what the journal says counts, however the SPC
+// spells it.
+func TestRestartReviewsWhatTheNodeRead(t *testing.T) {
+	const rule = "- {name: r, namespaces: [ns], serviceAccounts: [sa], aws: {roleArn: 'arn:aws:iam::123456789012:role/r'}, vault: {role: r}}\n"
+	for _, row := range []struct {
+		name, objects string
+		more          map[string]string
+	}{
+		{"identity", `- {objectName: keys, source: aws-sts, "\u0069dentity": node, secretKey: access_key}`, nil},
+		{"awsIdentity", db("db", "database/creds/app"), map[string]string{"vaultAuthMethod": "aws", "awsIdentity": "node"}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			scene(t, func(t *testing.T, n *node) {
+				n.serve(hour, "app")
+				n.backend.roles[""] = hour // what AWS is asked has no path
+				n.bind(rule)
+				p := n.pod("silo", row.objects)
+				p.more = row.more
+				require.NoError(t, p.mount())
+				require.NotEmpty(t, p.files())
+				n.stop()
+				n.binder.(*bindings).rules, _ = tenant.Parse([]byte("rules: []\n"))
+				n.start(0)
+				pause(time.Second)
+				require.Empty(t, p.files(), "withdrawn while the daemon was away")
+			})
+		})
+	}
 }

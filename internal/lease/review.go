@@ -3,6 +3,7 @@ package lease
 import (
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -14,17 +15,21 @@ import (
 // who is a tenant.
 func (m *Manager) TenantsChanged() {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	if m.closed {
+		m.mu.Unlock()
 		return
 	}
-	for _, w := range m.volumes {
+	m.work.Add(1) // Close waits for it
+	defer m.work.Done()
+	all := slices.Collect(maps.Values(m.volumes)) // a busy volume must hold up no others
+	m.mu.Unlock()
+	for _, w := range all {
 		w.locked(func() {
 			if w.interrupt != nil {
 				w.interrupt() // what is withdrawn must not wait for what is slow
 			}
 			now := time.Now()
-			if w.rec.Current.tenanted() || w.rec.Pending.tenanted() {
+			if w.rec.ruled() {
 				w.tenancy.due = now
 			}
 			if w.change != nil && !w.change.next.IsZero() {
