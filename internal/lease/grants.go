@@ -42,8 +42,8 @@ func (w *worker) grantsFor(a *attempt, send []*wanted, o order) ([]*grant, error
 		}
 		logins.Go(func() error {
 			err := w.login(g, wants[0], o)
-			if err == nil || !refusesIdentity(err) {
-				return err
+			if err == nil || !refusesIdentity(err) || wants[0].read.Login.AWSIdentity == provider.NodeIdentity && classOf(err) == provider.Denied {
+				return err // a role that the rules took back must not go on under its last token
 			}
 			old := w.fallback(wants)
 			if old == nil {

@@ -300,7 +300,8 @@ func blame(want *wanted, err error) *provider.Error {
 // swap writes the new generation and makes it the present one.
 func (w *worker) swap(a *attempt, wants []*wanted, o order) error {
 	now := time.Now()
-	gen := &generation{Dir: volume.NewDirName(now), Spec: o.spec, Withdraws: o.withdraw || w.withdrawn(o.parsed) != nil}
+	gen := &generation{Dir: volume.NewDirName(now), Spec: o.spec}
+	gen.Withdraws = o.withdraw || w.withdrawn(o.parsed) != nil || w.rec.Current != nil && w.rec.Current.Spec.Hash == o.spec.Hash && w.rebound(o.parsed)
 	var files []volume.File
 	changed := !o.live || w.rec.Current == nil || len(wants) != len(w.rec.Current.Leases)
 	for i, want := range wants {

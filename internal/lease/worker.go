@@ -56,7 +56,7 @@ func newWorker(m *Manager, r *Record) *worker {
 	}
 	w.entry = entry{w: w, index: -1}
 	w.versions = versions(r.current())
-	if r.Current.tenanted() || r.Pending.tenanted() {
+	if r.ruled() {
 		w.tenancy.due = w.answered // what the bindings say may have changed meanwhile
 	}
 	return w
