@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tenure-csi/tenure/internal/format"
 	"github.com/tenure-csi/tenure/internal/volume"
 	"github.com/tenure-csi/tenure/provider"
 )
@@ -49,8 +50,10 @@ type reading struct {
 	done  chan struct{}
 
 	// After done:
-	issued Issued
-	err    error
+	issued  Issued // without the secret once the files are made of it
+	err     error
+	refused error // the answer was too much to be kept; what it brought must be ended
+	holds   int64 // bytes of memory that the answer, then its files take
 	// Set by the worker when it has taken the answer:
 	lease *lease
 	files []volume.File
@@ -233,7 +236,40 @@ func (w *worker) send(a *attempt, want *wanted, g *grant, by Caller, urgency tim
 			r.issued, r.err = src.Read(a.ctx, by, s, want.read)
 		}
 		w.mu.Lock()
+		defer w.mu.Unlock()
 		g.inFlight--
-		w.mu.Unlock()
+		w.receive(a, r, by)
 	})
+}
+
+// receive keeps an answer until it is rendered, where there is room and anybody
+// wants it. What the pod has soon ends without an answer is never refused. mu is held.
+func (w *worker) receive(a *attempt, r *reading, by Caller) {
+	if w.attempt == a && r.err == nil {
+		r.holds = r.issued.Secret.Memory()
+		if r.refused = w.hold(w.holds+r.holds, by.Work == Urgent); r.refused == nil {
+			return
+		}
+	}
+	r.issued.Secret, r.holds = format.Secret{}, 0
+}
+
+// hold enters how much memory the volume's answers take by now. mu is held.
+func (w *worker) hold(n int64, must bool) error {
+	err := w.m.answers.move(w.rec.Pod.Namespace, w.holds, n, must)
+	if err == nil {
+		w.holds = n
+	}
+	return err
+}
+
+// letGo counts again what is kept of answers. mu is held.
+func (w *worker) letGo() {
+	n := int64(0)
+	if w.attempt != nil {
+		for _, r := range w.attempt.reads {
+			n += r.holds
+		}
+	}
+	_ = w.hold(n, true)
 }

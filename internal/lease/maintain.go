@@ -53,7 +53,10 @@ func (w *worker) maintain(ctx context.Context) {
 // settle lets go of what nothing needs.
 func (w *worker) settle(now time.Time) {
 	held := w.held()
-	w.locked(func() { w.rec.settle(now, held) })
+	w.locked(func() {
+		w.rec.settle(now, held)
+		w.letGo()
+	})
 	_ = w.count(w.rec.written(nil), true)
 }
 
