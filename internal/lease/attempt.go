@@ -37,6 +37,9 @@ type wanted struct {
 	rotateAfter time.Time // what was issued before is to be replaced; zero: nothing
 }
 
+// lookPace is how long a volume's looks are apart on average, at the least.
+const lookPace = 250 * time.Millisecond
+
 // looks reports whether the read is known to make nothing.
 func (want *wanted) looks() bool {
 	return want.prior != nil && (want.prior.Kind == Polled || want.prior.Kind == Static)
@@ -48,6 +51,7 @@ type reading struct {
 	grant *grant
 	sent  time.Time
 	done  chan struct{}
+	waits bool // for its turn; under mu
 
 	// After done:
 	issued  Issued // without the secret once the files are made of it
@@ -66,6 +70,16 @@ func (r *reading) returned() bool {
 	default:
 		return false
 	}
+}
+
+// waits reports whether reads of the attempt wait for their turn. The worker's mu is held.
+func (a *attempt) waits() bool {
+	for _, r := range a.reads {
+		if r.waits {
+			return true
+		}
+	}
+	return false
 }
 
 // answered counts the reads that have returned.
@@ -100,9 +114,11 @@ func wantedReads(s *provider.Spec) []wanted {
 		}
 		all[i].objects = append(all[i].objects, o)
 	}
+	least := time.Duration(len(all)) * lookPace
 	for i := range all {
 		var prints strings.Builder
-		for _, o := range all[i].objects {
+		for j, o := range all[i].objects {
+			all[i].objects[j].Refresh = max(o.Refresh, least)
 			o.Refresh, o.Overlap = 0, 0 // they change when to act, not what is written
 			prints.WriteString(digest(o))
 		}
@@ -220,6 +236,7 @@ func (w *worker) send(a *attempt, want *wanted, g *grant, by Caller, urgency tim
 	w.mu.Lock()
 	a.reads[want.print] = r
 	g.inFlight++
+	r.waits = by.Work != Mounting
 	s := g.session()
 	if g.Token == "" {
 		s.Identity = w.identity
@@ -229,7 +246,8 @@ func (w *worker) send(a *attempt, want *wanted, g *grant, by Caller, urgency tim
 		defer w.kick()
 		defer close(r.done)
 		if by.Work != Mounting {
-			r.err = w.m.pacer.wait(a.ctx, urgency)
+			r.err = w.turn(a.ctx, urgency)
+			w.locked(func() { r.waits = false })
 		}
 		if r.err == nil {
 			r.sent = time.Now()

@@ -108,7 +108,7 @@ func (w *worker) login(g *grant, want *wanted, o order) error {
 	id := w.identity
 	w.mu.Unlock()
 	if o.work != Mounting {
-		if err := w.m.pacer.wait(o.ctx, w.urgency(want.prior)); err != nil {
+		if err := w.turn(o.ctx, w.urgency(want.prior)); err != nil {
 			return &provider.Error{Class: provider.Unavailable, Cause: "the rotation made way for a Mount; it is taken up again", Err: err}
 		}
 	}

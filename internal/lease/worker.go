@@ -217,6 +217,11 @@ func (w *worker) arrived() bool {
 	return false
 }
 
+// turn waits until the pacer lets a background call of the volume pass.
+func (w *worker) turn(ctx context.Context, deadline time.Time) error {
+	return w.m.pacer.wait(ctx, w.rec.Pod.Namespace, deadline)
+}
+
 func (w *worker) setAway() { w.locked(func() { w.away = true }) }
 
 // locked runs f, which changes what others may read.
