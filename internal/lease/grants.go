@@ -105,7 +105,7 @@ func (w *worker) usable(a *attempt, wants []*wanted, o order) *grant {
 // login opens a grant with the pod's identity.
 func (w *worker) login(g *grant, want *wanted, o order) error {
 	if o.work != Mounting {
-		if err := w.m.pacer.wait(o.ctx, w.urgency(want.prior)); err != nil {
+		if err := w.turn(o.ctx, w.urgency(want.prior)); err != nil {
 			return &provider.Error{Class: provider.Unavailable, Cause: "the rotation made way for a Mount; it is taken up again", Err: err}
 		}
 	}

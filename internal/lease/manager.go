@@ -75,7 +75,8 @@ type Manager struct {
 	work    sync.WaitGroup // every goroutine
 	queue   *queue
 	pacer   *pacer
-	budget  budget
+	budget  budget // of files
+	answers budget
 
 	mu      sync.Mutex
 	volumes map[string]*worker // by target
@@ -102,7 +103,10 @@ func Open(c Config) (*Manager, error) {
 	}
 	m := &Manager{
 		Config: c, opened: time.Now(), metrics: newMetrics(c.Registerer), queue: newQueue(max(tick, c.sweep)), pacer: newPacer(),
-		budget:  budget{most: c.MaxBytes, spaces: map[string]int64{}},
+		budget: budget{
+			most: c.MaxBytes, spaces: map[string]int64{}, of: "files", remedy: "mount less on this node, or have the operator raise --volume-budget",
+		},
+		answers: budget{most: maxAnswers, spaces: map[string]int64{}, of: "answers", remedy: "read fewer or smaller secrets at once"},
 		volumes: map[string]*worker{}, ended: map[string]*worker{}, mark: mark,
 	}
 	m.Sources = make(map[string]Source, len(c.Sources))

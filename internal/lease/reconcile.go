@@ -253,6 +253,12 @@ func unanswered(want *wanted) error {
 // take turns answers into leases and file contents, and failures into one error.
 func (w *worker) take(a *attempt, missing []*wanted) error {
 	var errs provider.Errors
+	room := volume.MaxBytes
+	for _, want := range missing {
+		if r := a.reads[want.print]; r != nil {
+			room -= dataBytes(r.files)
+		}
+	}
 	for _, want := range missing {
 		r := a.reads[want.print]
 		if r == nil || !r.returned() {
@@ -260,9 +266,10 @@ func (w *worker) take(a *attempt, missing []*wanted) error {
 		}
 		if r.err == nil && r.lease == nil {
 			w.minted(want, r.issued)
-			r.err = w.render(r)
-			if r.err != nil && r.issued.Kind == Polled {
-				delete(a.reads, want.print) // asking again costs nothing and may help
+			r.err = w.render(r, room)
+			room -= dataBytes(r.files)
+			if r.err != nil && (r.issued.Kind == Polled || r.refused != nil) {
+				delete(a.reads, want.print) // asking again may help
 			}
 		} else if r.err != nil && r.lease == nil {
 			w.failed(want, r.err)
