@@ -6,11 +6,11 @@ import (
 	"strings"
 )
 
-// approle is the login method that takes a Secret in place of the pod's token.
-const approle = "approle"
+// AppRoleMethod is the login method that takes a Secret in place of the pod's token.
+const AppRoleMethod = "approle"
 
-// secretRef is where a pod names that Secret, and what an error blames.
-const secretRef = "nodePublishSecretRef"
+// SecretRef is where a pod names that Secret, and what an error blames.
+const SecretRef = "nodePublishSecretRef"
 
 // AppRole returns role_id and secret_id out of the nodePublishSecretRef Secret.
 // Space around a value is an editor's; Vault cuts it off too, so that its texts
@@ -21,7 +21,7 @@ func (id Identity) AppRole() (roleID, secretID Secret, err error) {
 	const wanted = "name a Secret with the keys role_id and secret_id in nodePublishSecretRef of the pod's CSI volume"
 	if len(id.Secrets) == 0 {
 		return "", "", &Error{
-			Class: Precondition, Field: secretRef, Cause: "no Secret with role_id and secret_id came with the Mount call",
+			Class: Precondition, Field: SecretRef, Cause: "no Secret with role_id and secret_id came with the Mount call",
 			Remedy: wanted + "; after a restart of the daemon it comes again with a republish of the driver (enableSecretRotation: true)",
 		}
 	}
@@ -40,7 +40,7 @@ func (id Identity) AppRole() (roleID, secretID Secret, err error) {
 	keys := slices.Sorted(maps.Keys(id.Secrets))
 	keys = keys[:min(len(keys), 8)]
 	return "", "", &Error{
-		Class: Precondition, Field: secretRef, Remedy: wanted,
+		Class: Precondition, Field: SecretRef, Remedy: wanted,
 		Cause: "the Secret of the Mount call has no " + strings.Join(missing, " and no ") + " (keys that came: " + brief(strings.Join(keys, ", ")) + ")",
 	}
 }

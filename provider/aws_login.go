@@ -5,7 +5,7 @@ import "cmp"
 // awsProof reads whose identity at AWS logs in, after the rest of the login.
 func (p *parser) awsProof(l *Login) {
 	identity, arn := p.parameter("awsIdentity"), p.parameter("vaultAwsRoleArn")
-	if l.Method != awsLogin {
+	if l.Method != AWSMethod {
 		for _, set := range [...]struct{ name, value string }{{"awsIdentity", identity}, {"vaultAwsRoleArn", arn}} {
 			if set.value != "" {
 				p.fail("", set.name, "is set, but vaultAuthMethod is not aws", "set vaultAuthMethod: aws, or leave it out")

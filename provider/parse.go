@@ -162,7 +162,7 @@ func (p *parser) login() Login {
 // proof reads who logs in: a role that is named here, or one that a Secret tells.
 func (p *parser) proof(l *Login) {
 	defer p.awsProof(l)
-	if l.Method == approle {
+	if l.Method == AppRoleMethod {
 		for _, name := range []string{"roleName", "audience"} {
 			if _, set := p.request.Attributes[name]; set {
 				p.warn("parameter %s is ignored: an AppRole login takes role_id and secret_id of nodePublishSecretRef", name)

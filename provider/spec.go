@@ -114,7 +114,7 @@ type Login struct {
 // ByToken reports whether the login sends a service account token of the pod, to
 // Vault or, where it has no Method, to AWS itself.
 func (l Login) ByToken() bool {
-	return l.Method != approle && l.AWSIdentity != NodeIdentity && (l.Method != "" || l.Audience != "")
+	return l.Method != AppRoleMethod && l.AWSIdentity != NodeIdentity && (l.Method != "" || l.Audience != "")
 }
 
 // TokenAudience returns the audience of that token.

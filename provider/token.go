@@ -99,7 +99,7 @@ func (id Identity) Until(login Login, pod Pod) (end time.Time, why error) {
 			return time.Time{}, err
 		}
 		return token.Expires, expired(login.Audience, token)
-	case login.Method == approle:
+	case login.Method == AppRoleMethod:
 		_, _, why = id.AppRole()
 	}
 	return time.Time{}, why

@@ -36,14 +36,14 @@ var (
 		"raw", "json", "keys", "env", "pem", "pg-service", "pgpass", "uri", "my-cnf", "template",
 		"aws-credentials", "aws-credential-process",
 	}
-	logins        = []string{"kubernetes", "jwt", approle, awsLogin}
+	logins        = []string{"kubernetes", "jwt", AppRoleMethod, AWSMethod}
 	awsIdentities = []string{PodIdentity, NodeIdentity}
 
 	tenantFailures = []string{"skip", "fail"}
 )
 
-// awsLogin is the login method that takes a signed request to AWS.
-const awsLogin = "aws"
+// AWSMethod is the login method that takes a signed request to AWS.
+const AWSMethod = "aws"
 
 // The sources.
 const (

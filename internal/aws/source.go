@@ -21,10 +21,6 @@ const (
 	// defaultLife is the life of a session that an SPC asks no other for: every
 	// role allows it.
 	defaultLife = time.Hour
-	// headroom is how much of a session's life must be left when it is replaced:
-	// botocore asks for new credentials from 15 minutes before the end on, and waits
-	// for them from 10.
-	headroom = 20 * time.Minute
 	// tokenLife is how long an RDS token opens connections, and shortestLife what
 	// STS gives at least: one session for one token.
 	tokenLife    = 15 * time.Minute
@@ -78,7 +74,7 @@ func (s *Source) Read(ctx context.Context, by lease.Caller, se lease.Session, r 
 	}
 	return lease.Issued{
 		Secret: format.Secret{Data: sessionData(keys), Expires: keys.Expires},
-		TTL:    keys.Expires.Sub(now), Kind: lease.Leased, Headroom: headroom,
+		TTL:    keys.Expires.Sub(now), Kind: lease.Leased, Headroom: lease.SessionHeadroom,
 	}, nil
 }
 

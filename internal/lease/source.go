@@ -78,6 +78,11 @@ type Issued struct {
 	Next time.Duration
 }
 
+// SessionHeadroom is the Headroom of AWS sessions: botocore, AWS's SDK for Python,
+// asks for new credentials from 15 minutes before the end on, and waits for them
+// from 10.
+const SessionHeadroom = 20 * time.Minute
+
 // Kind says how a read is kept fresh.
 type Kind int
 

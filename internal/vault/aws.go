@@ -16,19 +16,10 @@ import (
 	"github.com/tenure-csi/tenure/provider"
 )
 
-// awsLogin is the login method that takes a signed request to AWS: Vault sends
-// it on to STS, which tells whose signature it is.
-const awsLogin = "aws"
-
 // serverIDHeader is X-Vault-AWS-IAM-Server-ID as Go writes it. It binds such a
 // request to one Vault, so that another that got it can't log in there with it; see
 // iam_server_id_header_value of Vault's aws auth method.
 const serverIDHeader = "X-Vault-Aws-Iam-Server-Id"
-
-// sessionHeadroom is how much of an STS session's life must be left when it is
-// replaced: AWS's SDK for Python refreshes from 15 minutes before the end on and
-// refuses to go on from 10.
-const sessionHeadroom = 20 * time.Minute
 
 // CallerIdentity signs sts:GetCallerIdentity. Its method is called from many
 // goroutines at once.
@@ -179,6 +170,6 @@ func awsSession(out *lease.Issued, a answer) {
 	}
 	out.LeaseID, out.Renewable = "", false
 	if life > 0 {
-		out.Kind, out.TTL, out.Headroom = lease.Leased, life, sessionHeadroom
+		out.Kind, out.TTL, out.Headroom = lease.Leased, life, lease.SessionHeadroom
 	}
 }

@@ -24,8 +24,8 @@ const (
 )
 
 var (
-	podAWSLogin  = provider.Login{Method: awsLogin, Role: "orders", Audience: "vault", AWSIdentity: "pod", AWSRoleARN: awsRole}
-	nodeAWSLogin = provider.Login{Method: awsLogin, Role: "orders", AWSIdentity: "node"}
+	podAWSLogin  = provider.Login{Method: provider.AWSMethod, Role: "orders", Audience: "vault", AWSIdentity: "pod", AWSRoleARN: awsRole}
+	nodeAWSLogin = provider.Login{Method: provider.AWSMethod, Role: "orders", AWSIdentity: "node"}
 )
 
 // signer stands in for the real one, and remembers what it was asked.
@@ -62,7 +62,7 @@ func TestAWSLogin(t *testing.T) {
 		sent     string // the header; empty: the host of Vault's address
 	}{
 		{"the pod's identity", podAWSLogin, "", podJWT(), "/v1/auth/aws/login", ""},
-		{"server id by flag, own mount", provider.Login{Method: awsLogin, Mount: "aws/eu", Role: "orders", AWSIdentity: "pod", AWSRoleARN: awsRole}, "vault.example.com", podJWT(), "/v1/auth/aws/eu/login", "vault.example.com"},
+		{"server id by flag, own mount", provider.Login{Method: provider.AWSMethod, Mount: "aws/eu", Role: "orders", AWSIdentity: "pod", AWSRoleARN: awsRole}, "vault.example.com", podJWT(), "/v1/auth/aws/eu/login", "vault.example.com"},
 		{"the node's identity", nodeAWSLogin, "", "", "/v1/auth/aws/login", ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {

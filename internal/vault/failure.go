@@ -41,7 +41,7 @@ func (c call) holder() string {
 	switch {
 	case c.borrowed:
 		return "this token"
-	case c.login.Method == approle:
+	case c.login.Method == provider.AppRoleMethod:
 		return "the pod's AppRole"
 	}
 	return fmt.Sprintf("Vault role %q", bounded(c.to.role))
@@ -49,8 +49,8 @@ func (c call) holder() string {
 
 // fail is the one place where a Failure of a call is made.
 func (c call) fail(v lease.Verdict, class provider.Class, field, cause, remedy string) *lease.Failure {
-	if field == "roleName" && c.login.Method == approle {
-		field = secretRef // that is where its role comes from
+	if field == "roleName" && c.login.Method == provider.AppRoleMethod {
+		field = provider.SecretRef // that is where its role comes from
 	}
 	return &lease.Failure{Verdict: v, Problem: provider.Error{
 		Class: class, Field: field, Cause: c.about() + ": " + cause, Remedy: remedy,

@@ -9,12 +9,6 @@ import (
 	"github.com/tenure-csi/tenure/provider"
 )
 
-// approle is the login method that takes a Secret in place of the pod's token.
-const approle = "approle"
-
-// secretRef is where a pod names that Secret, and what an error blames.
-const secretRef = "nodePublishSecretRef"
-
 // Login implements lease.Source for the methods kubernetes and jwt, which are
 // the same request, approle, and aws, which asks STS first where the identity is
 // the pod's. It makes one call to Vault: what the answer does not tell (period,
@@ -52,9 +46,9 @@ func (s *Source) Login(ctx context.Context, by lease.Caller, login provider.Logi
 // proof is what a login sends, and what of it must not be seen.
 func (s *Source) proof(ctx context.Context, by lease.Caller, login provider.Login, id provider.Identity) (body map[string]any, secrets []provider.Secret, err error) {
 	switch login.Method {
-	case approle:
+	case provider.AppRoleMethod:
 		return appRole(id)
-	case awsLogin:
+	case provider.AWSMethod:
 		return s.awsProof(ctx, by, login, id)
 	}
 	jwt, err := id.TokenFor(login.Audience, by.Pod)

@@ -17,7 +17,7 @@ const (
 	canarySecret = "4d1f0cf0-canary-\"secret"
 )
 
-var appRoleLogin = provider.Login{Method: approle}
+var appRoleLogin = provider.Login{Method: provider.AppRoleMethod}
 
 func appRoleIdentity() provider.Identity {
 	return provider.Identity{Secrets: map[string]provider.Secret{"role_id": canaryRole + "\n", "secret_id": canarySecret, "other": "x"}}
@@ -32,7 +32,7 @@ func TestAppRoleLogin(t *testing.T) {
 	}{
 		{"default mount", Config{}, appRoleLogin, "/v1/auth/approle/login"},
 		{"the operator's mount is for tokens", Config{Mount: "k8s"}, appRoleLogin, "/v1/auth/approle/login"},
-		{"own mount", Config{Mount: "k8s"}, provider.Login{Method: approle, Mount: "apps/one"}, "/v1/auth/apps/one/login"},
+		{"own mount", Config{Mount: "k8s"}, provider.Login{Method: provider.AppRoleMethod, Mount: "apps/one"}, "/v1/auth/apps/one/login"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			var path string
@@ -79,7 +79,7 @@ func TestAppRoleTexts(t *testing.T) {
 			`source address "[redacted]" unauthorized by CIDR restrictions on the role; add`, "secret_id_bound_cidrs",
 		}},
 		{"CIDR of the secret_id", 400, `source address "127.0.0.1" unauthorized through CIDR restrictions on the secret ID`, provider.Denied, []string{"cidr_list of the secret_id"}},
-		{"no such mount, or locked", 403, "permission denied", provider.Denied, []string{"check that auth/approle is enabled", "user_lockout"}},
+		{"no such mount, or locked", 403, "permission denied", provider.Denied, []string{"check that auth/provider.AppRoleMethod is enabled", "user_lockout"}},
 		{"no secret_id", 400, "missing secret_id", provider.Precondition, []string{"put a secret_id into the pod's Secret", "bind_secret_id=false"}},
 		{"no such namespace", 404, `no handler for route "auth/approle/login". route entry not found.`, provider.Invalid, []string{"vaultNamespace"}},
 		{"echo", 400, `invalid secret_id "4d1f0cf0-canary-"secret" of ` + canaryRole, provider.Denied, []string{`invalid secret_id "[redacted]" of [redacted]`}},

@@ -15,7 +15,7 @@ type refusal struct {
 	remedy string
 }
 
-// refusals are those of the methods kubernetes, jwt and approle, in the order
+// refusals are those of the methods kubernetes, jwt and provider.AppRoleMethod, in the order
 // they are looked for.
 var refusals = []refusal{
 	{"audience", provider.Precondition, "audience", "set audience to one in bound_audiences of Vault role {role}, and list it under tokenRequests of CSIDriver secrets-store.csi.k8s.io"},
@@ -31,9 +31,9 @@ var refusals = []refusal{
 	{"invalid role name", provider.Denied, "roleName", "write the role at auth/{mount}/role/{role}, or correct roleName"},
 	{"missing role", provider.Invalid, "roleName", "set roleName"},
 	{"claim", provider.Denied, "roleName", "compare bound_claims of Vault role {role} with the pod's token"},
-	{"invalid role or secret id", provider.Denied, secretRef, "write a new secret_id into the pod's Secret and compare its role_id: Vault does not tell whether one is wrong, or the secret_id expired (secret_id_ttl) or used up (secret_id_num_uses: each login is one use)"},
-	{"missing secret_id", provider.Precondition, secretRef, "put a secret_id into the pod's Secret, beside its role_id; only an AppRole with bind_secret_id=false needs none"},
-	{"cidr", provider.Denied, secretRef, "add the node's address, as Vault sees it, to secret_id_bound_cidrs of the AppRole and to cidr_list of the secret_id"},
+	{"invalid role or secret id", provider.Denied, provider.SecretRef, "write a new secret_id into the pod's Secret and compare its role_id: Vault does not tell whether one is wrong, or the secret_id expired (secret_id_ttl) or used up (secret_id_num_uses: each login is one use)"},
+	{"missing secret_id", provider.Precondition, provider.SecretRef, "put a secret_id into the pod's Secret, beside its role_id; only an AppRole with bind_secret_id=false needs none"},
+	{"cidr", provider.Denied, provider.SecretRef, "add the node's address, as Vault sees it, to secret_id_bound_cidrs of the AppRole and to cidr_list of the secret_id"},
 	{"no handler for route", provider.Invalid, "vaultAuthMountPath", "enable the auth method at auth/{mount}, or correct vaultAuthMountPath or vaultNamespace"},
 }
 
@@ -48,7 +48,7 @@ func refusedLogin(c call, a answer) *lease.Failure {
 	words := strings.NewReplacer("{mount}", bounded(c.to.mount), "{role}", bounded(c.to.role),
 		"{namespace}", c.by.Pod.Namespace, "{account}", c.by.Pod.ServiceAccount)
 	known := refusals
-	if c.login.Method == awsLogin {
+	if c.login.Method == provider.AWSMethod {
 		if a.upstream() {
 			return c.fail(lease.Retry, provider.Unavailable, "", told(c, a), "")
 		}
@@ -59,8 +59,8 @@ func refusedLogin(c call, a answer) *lease.Failure {
 			return c.fail(verdict, r.class, r.field, told(c, a), words.Replace(r.remedy))
 		}
 	}
-	if c.login.Method == approle {
-		return c.fail(verdict, provider.Denied, secretRef, told(c, a), words.Replace(
+	if c.login.Method == provider.AppRoleMethod {
+		return c.fail(verdict, provider.Denied, provider.SecretRef, told(c, a), words.Replace(
 			"check that auth/{mount} is enabled; Vault also answers so for a role_id that it locked after refused logins (user_lockout: by default 5, for 15 minutes)"))
 	}
 	return c.fail(verdict, provider.Denied, "roleName", told(c, a), words.Replace(

@@ -43,7 +43,7 @@ type target struct {
 // operator's own addresses only; its CAs are no secret and serve any address.
 func (s *Source) resolve(l provider.Login) (target, *provider.Error) {
 	mount := s.cfg.Mount
-	if l.Method == approle || l.Method == awsLogin {
+	if l.Method == provider.AppRoleMethod || l.Method == provider.AWSMethod {
 		mount = "" // the flag names a mount that takes pods' tokens
 	}
 	t := target{namespace: or(l.Namespace, s.cfg.Namespace), mount: or(l.Mount, mount, l.Method), role: l.Role}
