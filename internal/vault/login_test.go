@@ -79,7 +79,7 @@ func TestAppRoleTexts(t *testing.T) {
 			`source address "[redacted]" unauthorized by CIDR restrictions on the role; add`, "secret_id_bound_cidrs",
 		}},
 		{"CIDR of the secret_id", 400, `source address "127.0.0.1" unauthorized through CIDR restrictions on the secret ID`, provider.Denied, []string{"cidr_list of the secret_id"}},
-		{"no such mount, or locked", 403, "permission denied", provider.Denied, []string{"check that auth/provider.AppRoleMethod is enabled", "user_lockout"}},
+		{"no such mount, or locked", 403, "permission denied", provider.Denied, []string{"check that auth/approle is enabled", "user_lockout"}},
 		{"no secret_id", 400, "missing secret_id", provider.Precondition, []string{"put a secret_id into the pod's Secret", "bind_secret_id=false"}},
 		{"no such namespace", 404, `no handler for route "auth/approle/login". route entry not found.`, provider.Invalid, []string{"vaultNamespace"}},
 		{"echo", 400, `invalid secret_id "4d1f0cf0-canary-"secret" of ` + canaryRole, provider.Denied, []string{`invalid secret_id "[redacted]" of [redacted]`}},

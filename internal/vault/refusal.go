@@ -15,7 +15,7 @@ type refusal struct {
 	remedy string
 }
 
-// refusals are those of the methods kubernetes, jwt and provider.AppRoleMethod, in the order
+// refusals are those of the methods kubernetes, jwt and approle, in the order
 // they are looked for.
 var refusals = []refusal{
 	{"audience", provider.Precondition, "audience", "set audience to one in bound_audiences of Vault role {role}, and list it under tokenRequests of CSIDriver secrets-store.csi.k8s.io"},
