@@ -6,8 +6,7 @@ import (
 	"strings"
 )
 
-// The words of the interface. planned ones are documented but not built yet: they
-// are refused, because a word that is ignored looks as if it worked.
+// The words of the interface.
 var (
 	parameters = []string{
 		"roleName", "vaultAddress", "vaultNamespace", "vaultCACertPath", "vaultCADirectory", "vaultTLSServerName",

@@ -45,13 +45,17 @@ func (r *report) checkTenants(c *class, request provider.Request) {
 	if r.rules == nil || err != nil {
 		return
 	}
-	asked := map[string]bool{}
+	type question struct {
+		tenant string
+		node   bool
+	}
+	asked := map[question]bool{}
 	for _, o := range spec.Objects {
-		node := o.Read.ByNode()
-		if o.Tenant == "" && !node || asked[o.Tenant] {
+		q := question{o.Tenant, o.Read.ByNode()}
+		if q == (question{}) || asked[q] {
 			continue
 		}
-		asked[o.Tenant] = true
+		asked[q] = true
 		if p := r.rules.Lacks(request.Pod.Namespace, o.Read); p != nil {
 			r.add(c, finding{Field: p.Field, Cause: p.Cause, Remedy: p.Remedy})
 		}

@@ -8,6 +8,7 @@ package format
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"maps"
 	"path"
@@ -30,6 +31,33 @@ type Secret struct {
 	// Expires is the final end known at issue; zero while the lease is
 	// renewable, or when there is none.
 	Expires time.Time
+}
+
+// Memory estimates the bytes that s takes in memory. Data is a part of Envelope
+// where there is one. It may be called from many goroutines at once.
+func (s Secret) Memory() int64 { return max(memory(s.Data), memory(s.Envelope)) }
+
+// memory counts Go's headers and table entries too: nested lists without content
+// take many times the bytes of their JSON.
+func memory(v any) (n int64) {
+	const word = 16 // of an interface, and the header of a string
+	switch v := v.(type) {
+	case string:
+		return word + int64(len(v))
+	case json.Number:
+		return word + int64(len(v))
+	case map[string]any:
+		n = 4 * word
+		for key, e := range v {
+			n += 3*word + int64(len(key)) + memory(e)
+		}
+	case []any:
+		n = 2 * word
+		for _, e := range v {
+			n += word + memory(e)
+		}
+	}
+	return n
 }
 
 // File is one file of an object.

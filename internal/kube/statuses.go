@@ -41,6 +41,7 @@ type Statuses struct {
 type pending struct {
 	lease.Switch
 	tries int
+	next  time.Time // not before; zero: at once
 }
 
 // NewStatuses returns a Statuses that writes nothing before Run.
@@ -81,17 +82,28 @@ func (s *Statuses) recordAll(ctx context.Context) {
 	s.pending = map[string]pending{}
 	s.mu.Unlock()
 	for target, p := range work {
+		if time.Now().Before(p.next) {
+			s.keep(target, p)
+			continue
+		}
 		err := s.record(ctx, p.Switch)
 		if err == nil || ctx.Err() != nil {
 			continue
 		}
-		p.tries++
+		p.tries, p.next = p.tries+1, time.Now().Add(recordAgain)
 		s.log.Warn("recording a volume's new versions", "namespace", p.Pod.Namespace, "pod", p.Pod.Name, "spc", p.SPC, "tries", p.tries, "error", err)
-		s.mu.Lock()
-		if _, newer := s.pending[target]; !newer && p.tries < recordTries {
-			s.pending[target] = p
+		if p.tries < recordTries {
+			s.keep(target, p)
 		}
-		s.mu.Unlock()
+	}
+}
+
+// keep leaves a Switch for later, unless a newer one has come.
+func (s *Statuses) keep(target string, p pending) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, newer := s.pending[target]; !newer {
+		s.pending[target] = p
 	}
 }
 

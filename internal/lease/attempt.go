@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tenure-csi/tenure/internal/format"
 	"github.com/tenure-csi/tenure/internal/volume"
 	"github.com/tenure-csi/tenure/provider"
 )
@@ -36,6 +37,9 @@ type wanted struct {
 	rotateAfter time.Time // what was issued before is to be replaced; zero: nothing
 }
 
+// lookPace is how long a volume's looks are apart on average, at the least.
+const lookPace = 250 * time.Millisecond
+
 // looks reports whether the read is known to make nothing.
 func (want *wanted) looks() bool {
 	return want.prior != nil && (want.prior.Kind == Polled || want.prior.Kind == Static)
@@ -47,10 +51,13 @@ type reading struct {
 	grant *grant
 	sent  time.Time
 	done  chan struct{}
+	waits bool // for its turn; under mu
 
 	// After done:
-	issued Issued
-	err    error
+	issued  Issued // without the secret once the files are made of it
+	err     error
+	refused error // the answer was too much to be kept; what it brought must be ended
+	holds   int64 // bytes of memory that the answer, then its files take
 	// Set by the worker when it has taken the answer:
 	lease *lease
 	files []volume.File
@@ -63,6 +70,16 @@ func (r *reading) returned() bool {
 	default:
 		return false
 	}
+}
+
+// waits reports whether reads of the attempt wait for their turn. The worker's mu is held.
+func (a *attempt) waits() bool {
+	for _, r := range a.reads {
+		if r.waits {
+			return true
+		}
+	}
+	return false
 }
 
 // answered counts the reads that have returned.
@@ -97,9 +114,11 @@ func wantedReads(s *provider.Spec) []wanted {
 		}
 		all[i].objects = append(all[i].objects, o)
 	}
+	least := time.Duration(len(all)) * lookPace
 	for i := range all {
 		var prints strings.Builder
-		for _, o := range all[i].objects {
+		for j, o := range all[i].objects {
+			all[i].objects[j].Refresh = max(o.Refresh, least)
 			o.Refresh, o.Overlap = 0, 0 // they change when to act, not what is written
 			prints.WriteString(digest(o))
 		}
@@ -217,6 +236,7 @@ func (w *worker) send(a *attempt, want *wanted, g *grant, by Caller, urgency tim
 	w.mu.Lock()
 	a.reads[want.print] = r
 	g.inFlight++
+	r.waits = by.Work != Mounting
 	s := g.session()
 	if g.Token == "" {
 		s.Identity = w.identity
@@ -226,14 +246,48 @@ func (w *worker) send(a *attempt, want *wanted, g *grant, by Caller, urgency tim
 		defer w.kick()
 		defer close(r.done)
 		if by.Work != Mounting {
-			r.err = w.m.pacer.wait(a.ctx, urgency)
+			r.err = w.turn(a.ctx, urgency)
+			w.locked(func() { r.waits = false })
 		}
 		if r.err == nil {
 			r.sent = time.Now()
 			r.issued, r.err = src.Read(a.ctx, by, s, want.read)
 		}
 		w.mu.Lock()
+		defer w.mu.Unlock()
 		g.inFlight--
-		w.mu.Unlock()
+		w.receive(a, r, by)
 	})
+}
+
+// receive keeps an answer until it is rendered, where there is room and anybody
+// wants it. What the pod has soon ends without an answer is never refused. mu is held.
+func (w *worker) receive(a *attempt, r *reading, by Caller) {
+	if w.attempt == a && r.err == nil {
+		r.holds = r.issued.Secret.Memory()
+		if r.refused = w.hold(w.holds+r.holds, by.Work == Urgent); r.refused == nil {
+			return
+		}
+	}
+	r.issued.Secret, r.holds = format.Secret{}, 0
+}
+
+// hold enters how much memory the volume's answers take by now. mu is held.
+func (w *worker) hold(n int64, must bool) error {
+	err := w.m.answers.move(w.rec.Pod.Namespace, w.holds, n, must)
+	if err == nil {
+		w.holds = n
+	}
+	return err
+}
+
+// letGo counts again what is kept of answers. mu is held.
+func (w *worker) letGo() {
+	n := int64(0)
+	if w.attempt != nil {
+		for _, r := range w.attempt.reads {
+			n += r.holds
+		}
+	}
+	_ = w.hold(n, true)
 }

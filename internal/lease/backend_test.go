@@ -34,6 +34,7 @@ type backend struct {
 	after func(op, path string) error // after the effect: the reply is lost
 
 	logins, reads, renewals, ends int
+	as                            []string         // the roles that logged in
 	mints                         map[string]int // by path
 	writes                        map[int64]int  // by minute
 }
@@ -175,14 +176,15 @@ func proven(id provider.Identity) bool {
 	return ok && (t.Expires.IsZero() || !time.Now().After(t.Expires))
 }
 
-func (b *backend) Login(ctx context.Context, by Caller, _ provider.Login, id provider.Identity) (Session, error) {
-	if !proven(id) {
+func (b *backend) Login(ctx context.Context, by Caller, login provider.Login, id provider.Identity) (Session, error) {
+	if login.AWSIdentity != provider.NodeIdentity && !proven(id) {
 		return Session{}, broken(provider.Precondition, "the pod has no usable service account token", Wrong, false)
 	}
 	if err := b.enter(ctx, "login", by.Pod.Name); err != nil {
 		return Session{}, err
 	}
 	b.logins++
+	b.as = append(b.as, login.Role)
 	if b.proofs {
 		return Session{}, b.leave("login", by.Pod.Name)
 	}
@@ -230,7 +232,7 @@ func (b *backend) Read(ctx context.Context, by Caller, s Session, r provider.Rea
 	}
 	i := Issued{
 		LeaseID: id, TTL: role.ttl, Renewable: !role.fixed, Kind: Leased, Headroom: role.headroom,
-		Secret: format.Secret{Data: map[string]any{"username": id + ":user", "password": id + ":pass"}},
+		Secret: format.Secret{Data: map[string]any{"username": id + ":user", "password": id + ":pass", "access_key": id + ":key"}},
 	}
 	if role.bare {
 		i.LeaseID = ""

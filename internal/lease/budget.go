@@ -11,10 +11,15 @@ import (
 // page is the unit in which a tmpfs takes memory.
 const page = 4 << 10
 
+// maxAnswers bounds what is kept of the backends' answers until it is in files. A
+// pool of 512 reads of 8 KiB is 4 MiB; one answer of Vault's may be as long.
+const maxAnswers = 64 << 20
+
 // budget bounds the bytes of all volumes together: pages that the daemon writes
 // are charged to it, and pods could have it killed. A namespace may take half.
 type budget struct {
-	most int64 // 0: no bound
+	most       int64  // 0: no bound
+	of, remedy string // for errors
 
 	mu     sync.Mutex
 	used   int64
@@ -28,14 +33,13 @@ func (b *budget) move(namespace string, before, after int64, must bool) error {
 	defer b.mu.Unlock()
 	used, space := b.used-before+after, b.spaces[namespace]-before+after
 	if !must && b.most > 0 && after > before {
-		const remedy = "mount less on this node, or have the operator raise --volume-budget"
 		if share := b.most / 2; space > share {
-			return &provider.Error{Class: provider.Exhausted, Remedy: remedy, Cause: fmt.Sprintf(
-				"the files of namespace %s on this node would take %d bytes of memory, and one namespace may have %d", namespace, space, share)}
+			return &provider.Error{Class: provider.Exhausted, Remedy: b.remedy, Cause: fmt.Sprintf(
+				"the %s of namespace %s on this node would take %d bytes of memory, and one namespace may have %d", b.of, namespace, space, share)}
 		}
 		if used > b.most {
-			return &provider.Error{Class: provider.Exhausted, Remedy: remedy, Cause: fmt.Sprintf(
-				"the files of all volumes on this node would take %d bytes of memory, and they may have %d", used, b.most)}
+			return &provider.Error{Class: provider.Exhausted, Remedy: b.remedy, Cause: fmt.Sprintf(
+				"the %s of all volumes on this node would take %d bytes of memory, and they may have %d", b.of, used, b.most)}
 		}
 	}
 	b.used, b.spaces[namespace] = used, space
@@ -92,7 +96,7 @@ func (r *Record) bytes(g *generation) (n int64) {
 // credentials that the pod has, or makes a volume smaller, is never refused: what
 // lives goes on, and the limit of a volume bounds it.
 func (w *worker) grow(next *generation, o order) error {
-	replaces := o.due != nil
+	replaces := len(o.due) > 0
 	for _, why := range o.due {
 		replaces = replaces && why != Content
 	}

@@ -107,6 +107,17 @@ func (w *worker) fresher(login provider.Login, id provider.Identity, o order, er
 	return id, true
 }
 
+// learn takes one token of an identity into the present one, which a Mount may have
+// brought meanwhile. mu is held.
+func (w *worker) learn(audience string, from provider.Identity) {
+	tokens := maps.Clone(w.identity.Tokens)
+	if tokens == nil {
+		tokens = map[string]provider.Token{}
+	}
+	tokens[audience] = from.Tokens[audience]
+	w.identity.Tokens = tokens
+}
+
 // Edit is a SecretProviderClass as one pod's volume sees it now.
 type Edit struct {
 	PodUID     string

@@ -19,6 +19,7 @@ func (w *worker) endVolume() {
 	}
 	r.settle(time.Now(), nil)
 	_ = w.count(0, true)
+	w.letGo()
 	w.versions, w.recent, w.change, w.identity = nil, nil, nil, provider.Identity{}
 	if w.asked != nil {
 		w.asked.answer(nil, &provider.Error{Class: provider.Precondition, Cause: "the volume is gone from the node"})
@@ -60,7 +61,7 @@ func (w *worker) inFlight(g *grant) bool {
 func (w *worker) endGrant(ctx context.Context, g *grant) (changed bool) {
 	var err error
 	if g.Token != "" && g.Revocable {
-		if w.m.pacer.wait(ctx, time.Now().Add(time.Hour)) != nil {
+		if w.turn(ctx, time.Now().Add(time.Hour)) != nil {
 			return false
 		}
 		err = w.m.Sources[g.Source].EndSession(w.m.ctx, w.caller(Background), g.session())
@@ -88,7 +89,7 @@ func (w *worker) endGrant(ctx context.Context, g *grant) (changed bool) {
 func (w *worker) endLeases(ctx context.Context, g *grant, now time.Time) (changed bool) {
 	var left []leaseEnd
 	for _, e := range g.Ends {
-		if !passed(now, e.Retry) || w.m.pacer.wait(ctx, e.Until) != nil {
+		if !passed(now, e.Retry) || w.turn(ctx, e.Until) != nil {
 			left = append(left, e)
 			continue
 		}

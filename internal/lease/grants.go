@@ -42,8 +42,8 @@ func (w *worker) grantsFor(a *attempt, send []*wanted, o order) ([]*grant, error
 		}
 		logins.Go(func() error {
 			err := w.login(g, wants[0], o)
-			if err == nil || !refusesIdentity(err) {
-				return err
+			if err == nil || !refusesIdentity(err) || wants[0].read.Login.AWSIdentity == provider.NodeIdentity && classOf(err) == provider.Denied {
+				return err // a role that the rules took back must not go on under its last token
 			}
 			old := w.fallback(wants)
 			if old == nil {
@@ -104,21 +104,20 @@ func (w *worker) usable(a *attempt, wants []*wanted, o order) *grant {
 
 // login opens a grant with the pod's identity.
 func (w *worker) login(g *grant, want *wanted, o order) error {
-	w.mu.Lock()
-	id := w.identity
-	w.mu.Unlock()
 	if o.work != Mounting {
-		if err := w.m.pacer.wait(o.ctx, w.urgency(want.prior)); err != nil {
+		if err := w.turn(o.ctx, w.urgency(want.prior)); err != nil {
 			return &provider.Error{Class: provider.Unavailable, Cause: "the rotation made way for a Mount; it is taken up again", Err: err}
 		}
 	}
+	var id provider.Identity
+	w.locked(func() { id = w.identity })
 	sent := time.Now()
 	src := w.m.Sources[want.read.Source]
 	s, err := src.Login(w.m.ctx, w.caller(o.work), want.read.Login, id)
 	if fresh, ok := w.fresher(want.read.Login, id, o, err); ok {
 		sent = time.Now()
 		if s, err = src.Login(w.m.ctx, w.caller(o.work), want.read.Login, fresh); err == nil {
-			w.locked(func() { w.identity = fresh }) // reads may have to prove it too
+			w.locked(func() { w.learn(want.read.Login.TokenAudience(), fresh) }) // reads may have to prove it too
 		}
 	}
 	w.m.metrics.logins.WithLabelValues(outcome(err)).Inc()

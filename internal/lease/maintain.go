@@ -53,7 +53,10 @@ func (w *worker) maintain(ctx context.Context) {
 // settle lets go of what nothing needs.
 func (w *worker) settle(now time.Time) {
 	held := w.held()
-	w.locked(func() { w.rec.settle(now, held) })
+	w.locked(func() {
+		w.rec.settle(now, held)
+		w.letGo()
+	})
 	_ = w.count(w.rec.written(nil), true)
 }
 
@@ -61,8 +64,14 @@ func (w *worker) settle(now time.Time) {
 // and leases. It reports whether the record changed.
 func (w *worker) lapse(now time.Time) (changed bool) {
 	if a := w.attempt; a != nil && !a.keep.IsZero() && passed(now, a.keep) {
-		w.dropAttempt()
-		changed = true
+		waits := false
+		w.locked(func() { waits = a.waits() })
+		if waits { // anew they would wait longer
+			a.keep = now.Add(keepAttempt)
+		} else {
+			w.dropAttempt()
+			changed = true
+		}
 	}
 	if w.recent != nil && passed(now, w.recent.until) {
 		w.recent = nil
@@ -138,7 +147,7 @@ func (w *worker) extend(ctx context.Context, es []*extension) {
 			if e.l != nil {
 				end = w.rec.end(e.l)
 			}
-			if e.err = w.m.pacer.wait(ctx, end); e.err != nil {
+			if e.err = w.turn(ctx, end); e.err != nil {
 				e.late = true
 				return
 			}
@@ -378,10 +387,12 @@ func (w *worker) postponeAll(due map[*lease]Reason, err error) {
 		if l.Kind == Leased && !l.Final {
 			continue // its renewal goes on at its own pace
 		}
-		why := err
+		why, out := err, false
 		if w.attempt != nil {
 			if r := w.attempt.reads[l.Print]; r != nil && r.returned() && r.err != nil {
 				why = r.err
+			} else {
+				out = r != nil && !r.returned()
 			}
 		}
 		_, after := verdictOf(why)
@@ -392,7 +403,7 @@ func (w *worker) postponeAll(due map[*lease]Reason, err error) {
 		if errors.Is(why, errGuarded) {
 			l.Retry = now.Add(max(after, retryFloor))
 		}
-		if l.Kind == Polled && l.Tries > looksInARow {
+		if l.Kind == Polled && l.Tries > looksInARow && !out { // its answer is not kept for so long
 			l.Retry = now.Add(l.Refresh)
 		}
 	}
@@ -402,8 +413,9 @@ func (w *worker) postponeAll(due map[*lease]Reason, err error) {
 func (w *worker) retryChange(ctx context.Context) {
 	now := time.Now()
 	var c *failure
-	w.locked(func() { c = w.change })
-	if c == nil || !c.due(now) || ctx.Err() != nil {
+	due := false
+	w.locked(func() { c = w.change; due = c != nil && c.due(now) })
+	if !due || ctx.Err() != nil {
 		return
 	}
 	if !w.live() {

@@ -75,7 +75,8 @@ type Manager struct {
 	work    sync.WaitGroup // every goroutine
 	queue   *queue
 	pacer   *pacer
-	budget  budget
+	budget  budget // of files
+	answers budget
 
 	mu      sync.Mutex
 	volumes map[string]*worker // by target
@@ -102,7 +103,10 @@ func Open(c Config) (*Manager, error) {
 	}
 	m := &Manager{
 		Config: c, opened: time.Now(), metrics: newMetrics(c.Registerer), queue: newQueue(max(tick, c.sweep)), pacer: newPacer(),
-		budget:  budget{most: c.MaxBytes, spaces: map[string]int64{}},
+		budget: budget{
+			most: c.MaxBytes, spaces: map[string]int64{}, of: "files", remedy: "mount less on this node, or have the operator raise --volume-budget",
+		},
+		answers: budget{most: maxAnswers, spaces: map[string]int64{}, of: "answers", remedy: "read fewer or smaller secrets at once"},
 		volumes: map[string]*worker{}, ended: map[string]*worker{}, mark: mark,
 	}
 	m.Sources = make(map[string]Source, len(c.Sources))
@@ -116,12 +120,16 @@ func Open(c Config) (*Manager, error) {
 	if err := m.checkRoot(); err != nil {
 		c.Log.Error("pods directory can't be trusted: nothing is ended until it can", "error", err)
 	}
+	var adopted []*worker
 	for _, r := range records {
 		if err := m.serves(r); err != nil {
 			c.Log.Error("leaving a volume to the version that wrote its record", "record", r.ID, "error", err)
 			continue
 		}
-		m.adopt(r)
+		adopted = append(adopted, m.adopt(r))
+	}
+	for _, w := range adopted {
+		w.kick()
 	}
 	m.work.Go(m.run)
 	m.work.Go(func() { m.pacer.run(m.ctx) })
@@ -145,22 +153,26 @@ func (m *Manager) serves(r *Record) error {
 }
 
 // adopt takes up a volume from its record.
-func (m *Manager) adopt(r *Record) {
+func (m *Manager) adopt(r *Record) *worker {
 	w := newWorker(m, r)
+	if !r.Ended {
+		w.recover()
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if r.Ended {
 		m.ended[r.ID] = w
-	} else {
-		w.recover()
-		if twin := m.volumes[r.Target]; twin != nil { // its end could not be journaled
-			if twin.live() {
-				w, twin = twin, w
-			}
-			twin.gone = true
-			twin.kick()
-		}
-		m.volumes[r.Target] = w
+		return w
 	}
-	w.kick()
+	kept := w
+	if twin := m.volumes[r.Target]; twin != nil { // its end could not be journaled
+		if twin.live() {
+			kept, twin = twin, w
+		}
+		twin.locked(func() { twin.gone = true })
+	}
+	m.volumes[r.Target] = kept
+	return w
 }
 
 // Mount implements provider.Mounter. A cancelled ctx ends only the waiting.

@@ -42,7 +42,7 @@ func (w *worker) parse(o order) (*parsedSpec, error) {
 			errs = append(errs, e)
 		}
 		if w.m.Sources[o.Read.Source] == nil {
-			errs = append(errs, &provider.Error{Class: provider.Invalid, Object: o.Name, Field: "source", Cause: o.Read.Source + " is not supported by this version"})
+			errs = append(errs, &provider.Error{Class: provider.Invalid, Object: o.Name, Field: "source", Cause: o.Read.Source + " is not served by this daemon", Remedy: "use source vault"})
 		}
 	}
 	if len(errs) > 0 {

@@ -81,7 +81,7 @@ func TestPacerLetsTheNearestDeadlinePassFirst(t *testing.T) {
 		start := time.Now()
 		for i := range 40 {
 			go func() {
-				if p.wait(ctx, start.Add(time.Duration(40-i)*time.Minute)) == nil {
+				if p.wait(ctx, "ns", start.Add(time.Duration(40-i)*time.Minute)) == nil {
 					mu.Lock()
 					order = append(order, i)
 					mu.Unlock()
@@ -90,7 +90,7 @@ func TestPacerLetsTheNearestDeadlinePassFirst(t *testing.T) {
 		}
 		gaveUp, stop := context.WithCancel(ctx)
 		stop()
-		require.Error(t, p.wait(gaveUp, start))
+		require.Error(t, p.wait(gaveUp, "ns", start))
 		synctest.Wait()
 		go p.run(ctx)
 		time.Sleep(1900 * time.Millisecond)

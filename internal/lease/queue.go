@@ -3,6 +3,7 @@ package lease
 import (
 	"container/heap"
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -118,12 +119,27 @@ func (h *dueHeap) Pop() any {
 // pods wait for, are not counted here.
 const backgroundRate = 20
 
-// pacer lets background calls pass at backgroundRate, the nearest deadline first.
+// What is near its deadline goes before the turns, but for one call in turnEvery:
+// whoever has leases that always end soon must not keep all others out.
+const (
+	urgentWithin = 5 * time.Minute
+	turnEvery    = 4
+)
+
+// pacer lets background calls pass at backgroundRate: the nearest deadline first
+// where one is near, else one namespace after the other, each by its deadlines.
 type pacer struct {
 	mu      sync.Mutex
-	heap    dueHeap
+	lines   []*line // those with waiters, the next turn first
+	opened  int
 	arrived chan struct{}
 	limit   *rate.Limiter
+}
+
+// line is what waits of a namespace.
+type line struct {
+	namespace string
+	heap      dueHeap
 }
 
 func newPacer() *pacer {
@@ -131,10 +147,11 @@ func newPacer() *pacer {
 }
 
 // wait returns nil when it is the caller's turn.
-func (p *pacer) wait(ctx context.Context, deadline time.Time) error {
+func (p *pacer) wait(ctx context.Context, namespace string, deadline time.Time) error {
 	e := &entry{at: deadline, gate: make(chan struct{}), index: -1}
 	p.mu.Lock()
-	heap.Push(&p.heap, e)
+	l := p.line(namespace)
+	heap.Push(&l.heap, e)
 	p.mu.Unlock()
 	select {
 	case p.arrived <- struct{}{}:
@@ -147,10 +164,23 @@ func (p *pacer) wait(ctx context.Context, deadline time.Time) error {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if e.index >= 0 {
-			heap.Remove(&p.heap, e.index)
+			heap.Remove(&l.heap, e.index)
 		}
+		p.lines = slices.DeleteFunc(p.lines, func(l *line) bool { return len(l.heap) == 0 })
 		return ctx.Err()
 	}
+}
+
+// line returns a namespace's line, at the end where it is new. mu is held.
+func (p *pacer) line(namespace string) *line {
+	for _, l := range p.lines {
+		if l.namespace == namespace {
+			return l
+		}
+	}
+	l := &line{namespace: namespace}
+	p.lines = append(p.lines, l)
+	return l
 }
 
 // run opens the gates until ctx ends.
@@ -170,9 +200,28 @@ func (p *pacer) run(ctx context.Context) {
 func (p *pacer) open() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.heap) == 0 {
+	if len(p.lines) == 0 {
 		return false
 	}
-	close(heap.Pop(&p.heap).(*entry).gate)
+	i := 0
+	if p.opened++; p.opened%turnEvery != 0 {
+		i = p.nearest(time.Now().Add(urgentWithin))
+	}
+	l := p.lines[i]
+	close(heap.Pop(&l.heap).(*entry).gate)
+	if p.lines = slices.Delete(p.lines, i, i+1); len(l.heap) > 0 {
+		p.lines = append(p.lines, l)
+	}
 	return true
+}
+
+// nearest returns whose deadline is the nearest one before a time; without any,
+// whose turn it is. mu is held.
+func (p *pacer) nearest(before time.Time) (i int) {
+	for j, l := range p.lines {
+		if at := l.heap[0].at; at.Before(before) {
+			i, before = j, at
+		}
+	}
+	return i
 }

@@ -253,6 +253,12 @@ func unanswered(want *wanted) error {
 // take turns answers into leases and file contents, and failures into one error.
 func (w *worker) take(a *attempt, missing []*wanted) error {
 	var errs provider.Errors
+	room := volume.MaxBytes
+	for _, want := range missing {
+		if r := a.reads[want.print]; r != nil {
+			room -= dataBytes(r.files)
+		}
+	}
 	for _, want := range missing {
 		r := a.reads[want.print]
 		if r == nil || !r.returned() {
@@ -260,9 +266,10 @@ func (w *worker) take(a *attempt, missing []*wanted) error {
 		}
 		if r.err == nil && r.lease == nil {
 			w.minted(want, r.issued)
-			r.err = w.render(r)
-			if r.err != nil && r.issued.Kind == Polled {
-				delete(a.reads, want.print) // asking again costs nothing and may help
+			r.err = w.render(r, room)
+			room -= dataBytes(r.files)
+			if r.err != nil && (r.issued.Kind == Polled || r.refused != nil) {
+				delete(a.reads, want.print) // asking again may help
 			}
 		} else if r.err != nil && r.lease == nil {
 			w.failed(want, r.err)
@@ -300,7 +307,8 @@ func blame(want *wanted, err error) *provider.Error {
 // swap writes the new generation and makes it the present one.
 func (w *worker) swap(a *attempt, wants []*wanted, o order) error {
 	now := time.Now()
-	gen := &generation{Dir: volume.NewDirName(now), Spec: o.spec, Withdraws: o.withdraw || w.withdrawn(o.parsed) != nil}
+	gen := &generation{Dir: volume.NewDirName(now), Spec: o.spec}
+	gen.Withdraws = o.withdraw || w.withdrawn(o.parsed) != nil || w.rec.Current != nil && w.rec.Current.Spec.Hash == o.spec.Hash && w.rebound(o.parsed)
 	var files []volume.File
 	changed := !o.live || w.rec.Current == nil || len(wants) != len(w.rec.Current.Leases)
 	for i, want := range wants {

@@ -13,10 +13,10 @@ import (
 	"github.com/tenure-csi/tenure/provider"
 )
 
-// render makes the lease and the files of an answered read. The lease is
-// entered even when its answer can't be rendered: it must be ended.
-func (w *worker) render(r *reading) error {
-	i, want := r.issued, r.want
+// render makes the lease and the files of an answered read, of at most room bytes.
+// The lease is entered even when its answer can't be rendered: it must be ended.
+func (w *worker) render(r *reading, room int) error {
+	i, want := &r.issued, r.want
 	l := &lease{
 		Grant: r.grant.ID, Source: want.read.Source, Login: want.read.Login, Print: want.print, Tenant: want.read.Tenant,
 		Node: want.read.ByNode(), Made: r.sent,
@@ -39,20 +39,46 @@ func (w *worker) render(r *reading) error {
 		l.look(now, i.Next)
 		r.lease = l
 	})
-	for _, o := range want.objects {
-		out, err := w.format(o, i.Secret)
+	files, err := w.files(l, r, room)
+	w.locked(func() { // the files are all that is kept of an answer
+		r.issued.Secret, r.files, r.holds = format.Secret{}, files, int64(dataBytes(files))
+	})
+	l.Bytes = size(files)
+	return err
+}
+
+// files renders all objects of a read.
+func (w *worker) files(l *lease, r *reading, room int) (files []volume.File, err error) {
+	if r.refused != nil {
+		return nil, r.refused
+	}
+	for _, o := range r.want.objects {
+		out, err := w.format(o, r.issued.Secret)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		ob := object{ID: o.Name, Version: w.version(o, out.Stable)}
 		for _, f := range out.Files {
-			r.files = append(r.files, volume.File{Path: f.Path, Mode: o.Mode, UID: o.UID, GID: o.GID, Data: f.Data})
+			if room -= len(f.Data); room < 0 { // before all else is rendered too
+				return nil, &provider.Error{
+					Class: provider.Exhausted, Cause: fmt.Sprintf("the volume's files are over the limit of %d bytes", volume.MaxBytes),
+					Remedy: "split the objects over several volumes",
+				}
+			}
+			files = append(files, volume.File{Path: f.Path, Mode: o.Mode, UID: o.UID, GID: o.GID, Data: f.Data})
 			ob.Files = append(ob.Files, file{Path: f.Path, Mode: o.Mode, UID: o.UID, GID: o.GID})
 		}
 		l.Objects = append(l.Objects, ob)
 	}
-	l.Bytes = size(r.files)
-	return nil
+	return files, nil
+}
+
+// dataBytes is the length of all files that are not kept.
+func dataBytes(files []volume.File) (n int) {
+	for _, f := range files {
+		n += len(f.Data)
+	}
+	return n
 }
 
 // format is format.Render with a panic as an error: what was read is kept or

@@ -3,6 +3,7 @@ package lease
 import (
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -14,17 +15,21 @@ import (
 // who is a tenant.
 func (m *Manager) TenantsChanged() {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	if m.closed {
+		m.mu.Unlock()
 		return
 	}
-	for _, w := range m.volumes {
+	m.work.Add(1) // Close waits for it
+	defer m.work.Done()
+	all := slices.Collect(maps.Values(m.volumes)) // a busy volume must hold up no others
+	m.mu.Unlock()
+	for _, w := range all {
 		w.locked(func() {
 			if w.interrupt != nil {
 				w.interrupt() // what is withdrawn must not wait for what is slow
 			}
 			now := time.Now()
-			if w.rec.Current.tenanted() || w.rec.Pending.tenanted() {
+			if w.rec.ruled() {
 				w.tenancy.due = now
 			}
 			if w.change != nil && !w.change.next.IsZero() {
@@ -49,18 +54,30 @@ func (w *worker) reviewDue(ctx context.Context) {
 		w.setAway()
 		return
 	}
-	w.locked(func() { w.tenancy.due = time.Time{} })
 	o := order{
 		spec: w.rec.Current.Spec, due: map[*lease]Reason{}, live: true, work: Background, deadline: now.Add(mountBudget), ctx: ctx,
 	}
-	parsed, err := w.parse(o)
+	// Whoever else is to come, and whatever is wrong with them: what is held goes by
+	// the present rules from now on.
+	asHeld := o
+	asHeld.asHeld = true
+	held, unbound := w.parse(asHeld)
+	w.locked(func() { w.tenancy.due, w.parsed = time.Time{}, held })
 	var left error
-	if gone := w.withdrawn(parsed); gone != nil {
+	if gone := w.withdrawn(held); gone != nil {
 		left = w.withdraw(gone, o)
 	}
+	parsed, err := w.parse(o)
 	if err == nil {
 		o.parsed = parsed
 		err = w.reconcile(o)
+	}
+	if err != nil && unbound == nil { // an error may be of the newcomers' alone
+		w.locked(func() { w.parsed = held })
+		if w.rebound(held) && ctx.Err() == nil {
+			o.parsed = held
+			err = errors.Join(err, w.reconcile(o))
+		}
 	}
 	if err == nil {
 		w.rotateAfter(time.Now())
@@ -171,6 +188,14 @@ func (w *worker) withdrawn(p *parsedSpec) func(*lease) bool {
 		return nil
 	}
 	return is
+}
+
+// rebound reports whether the rules give the daemon's identity another role, policy
+// or region for something that is held than it was issued with.
+func (w *worker) rebound(p *parsedSpec) bool {
+	return slices.ContainsFunc(w.rec.current(), func(l *lease) bool {
+		return l.Node && !slices.ContainsFunc(p.reads, func(r wanted) bool { return r.print == l.Print })
+	})
 }
 
 // withdraw takes files away at once, with every older directory that may hold

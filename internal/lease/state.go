@@ -297,8 +297,12 @@ func (r *Record) check() error {
 	return nil
 }
 
-// tenanted reports whether there is a generation in which the bindings or a list
-// have a say.
-func (g *generation) tenanted() bool {
+// ruled reports whether the bindings or a list have a say in the volume: by what it
+// holds, or by what its SPC may ask for once they allow it.
+func (r *Record) ruled() bool {
+	return slices.ContainsFunc(r.Leases, func(l *lease) bool { return l.Node || l.Tenant != "" }) || r.Current.mayBeRuled() || r.Pending.mayBeRuled()
+}
+
+func (g *generation) mayBeRuled() bool {
 	return g != nil && (g.Spec.Attributes["tenants"] != "" || g.Spec.Attributes["awsIdentity"] != "" || strings.Contains(g.Spec.Attributes["objects"]+g.Spec.Attributes["defaults"], "identity"))
 }

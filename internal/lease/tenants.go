@@ -191,7 +191,7 @@ func (w *worker) readList(t *provider.Tenants, o order) ([]string, error) {
 	ctx, cancel := context.WithDeadline(o.ctx, o.deadline)
 	defer cancel()
 	if o.work != Mounting {
-		if err := w.m.pacer.wait(ctx, time.Now().Add(listEvery)); err != nil {
+		if err := w.turn(ctx, time.Now().Add(listEvery)); err != nil {
 			return nil, &provider.Error{Class: provider.Unavailable, Cause: "asking for the list of tenants made way for a Mount", Err: err}
 		}
 	}

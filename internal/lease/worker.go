@@ -44,6 +44,7 @@ type worker struct {
 	// republished: a Mount has come for a live volume, so the driver's rotation is on
 	republished bool
 	counted     int64             // bytes that the manager's budget has for the volume
+	holds       int64             // bytes of answers that it has for it
 	guards      map[string]*guard // by read
 	told        map[Notice]string // the conditions that were announced, by what they are about
 	tenancy     tenancy
@@ -56,7 +57,7 @@ func newWorker(m *Manager, r *Record) *worker {
 	}
 	w.entry = entry{w: w, index: -1}
 	w.versions = versions(r.current())
-	if r.Current.tenanted() || r.Pending.tenanted() {
+	if r.ruled() {
 		w.tenancy.due = w.answered // what the bindings say may have changed meanwhile
 	}
 	return w
@@ -214,6 +215,11 @@ func (w *worker) arrived() bool {
 		}
 	}
 	return false
+}
+
+// turn waits until the pacer lets a background call of the volume pass.
+func (w *worker) turn(ctx context.Context, deadline time.Time) error {
+	return w.m.pacer.wait(ctx, w.rec.Pod.Namespace, deadline)
 }
 
 func (w *worker) setAway() { w.locked(func() { w.away = true }) }

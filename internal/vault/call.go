@@ -162,10 +162,10 @@ func (a answer) says(text string) bool {
 	return strings.Contains(strings.ToLower(strings.Join(a.Errors, "\n")), text)
 }
 
-// unclear reports whether a refusal does not tell if the token is dead, as Vault's
-// known texts do.
+// unclear reports whether a refusal of Vault's does not tell if the token is dead,
+// as its known texts do. One without Vault's errors is somebody else's on the way.
 func (a answer) unclear() bool {
-	return a.err == nil && a.status == http.StatusForbidden && !a.says("permission denied") && !a.says("invalid token")
+	return a.err == nil && a.status == http.StatusForbidden && len(a.Errors) > 0 && !a.says("permission denied") && !a.says("invalid token")
 }
 
 // dead asks Vault about a call's token. One that may not look itself up, because it

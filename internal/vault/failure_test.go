@@ -107,6 +107,13 @@ func TestUnknownRefusal(t *testing.T) {
 	}
 }
 
+// TestRefusalOfSomebodyElse: a 403 of a proxy on the way says nothing about the token.
+func TestRefusalOfSomebodyElse(t *testing.T) {
+	s := served(t, answering(http.StatusForbidden, "<html>blocked</html>"))
+	_, err := s.RenewLease(t.Context(), mount, opened(), "database/creds/orders/x", time.Hour)
+	require.NotEqual(t, lease.DeadAuth, failure(t, err).Verdict)
+}
+
 func TestEnds(t *testing.T) {
 	for _, row := range []struct {
 		name           string

@@ -130,7 +130,11 @@ func syncedSecret(t *testing.T) {
 	secret := &core.Secret{}
 	secret.Namespace, secret.Name = s.namespace, "synced"
 	require.NoError(t, await(t.Context(), soon, func(ctx context.Context) error {
-		return cluster.Client.Get(ctx, client.ObjectKeyFromObject(secret), secret)
+		err := cluster.Client.Get(ctx, client.ObjectKeyFromObject(secret), secret)
+		if err == nil && len(secret.OwnerReferences) == 0 { // the driver adds the owner a little later
+			err = errors.New("the secret has no owner yet")
+		}
+		return err
 	}))
 	require.Equal(t, motto, string(secret.Data["motto"]))
 	s.remove(t, p)
