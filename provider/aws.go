@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"regexp"
@@ -171,13 +173,10 @@ func (e *entry) sessionPolicy() string {
 	if n == nil {
 		return ""
 	}
-	if n.Kind == yaml.ScalarNode {
-		inner, err := loadYAML(n.Value)
-		if err != nil {
-			e.fault(name, "can't be read as YAML or JSON: "+err.Error(), "write an IAM policy")
-			return ""
-		}
-		n = inner
+	n, err := e.policy(n)
+	if err != nil {
+		e.fault(name, err.Error(), "write an IAM policy")
+		return ""
 	}
 	if n == nil || n.Kind != yaml.MappingNode {
 		e.fault(name, "is no IAM policy", `write it like sessionPolicy: {Version: "2012-10-17", Statement: [...]}`)
@@ -198,6 +197,34 @@ func (e *entry) sessionPolicy() string {
 		e.fault(name, "has "+strconv.Itoa(n)+" characters as JSON, "+strconv.Itoa(n-maxPolicy)+" more than AWS takes", "shorten it")
 	}
 	return policy
+}
+
+// policy reads a policy once, however many objects and tenants have it. Its text
+// may have four times the characters that AWS takes.
+func (p *parser) policy(written *yaml.Node) (read *yaml.Node, err error) {
+	if read, known := p.policies[written]; known {
+		return read, nil
+	}
+	if textLength(written) > 4*maxPolicy {
+		return nil, errors.New("is longer than 8 KiB")
+	}
+	read = written
+	if written.Kind == yaml.ScalarNode {
+		if read, err = loadYAML(written.Value); err != nil {
+			return nil, fmt.Errorf("can't be read as YAML or JSON: %w", err)
+		}
+	}
+	p.policies[written] = read
+	return read, nil
+}
+
+// textLength is about how long the text of n is at least, without comments.
+func textLength(n *yaml.Node) int {
+	length := len(n.Value) + 1
+	for _, child := range n.Content {
+		length += textLength(child)
+	}
+	return length
 }
 
 // policyPart is a part of a policy as JSON has it. Placeholders are replaced in

@@ -204,3 +204,30 @@ func FuzzSessionPolicy(f *testing.F) {
 		}}}, got)
 	})
 }
+
+// A policy is read once, not for each of 1024 objects.
+func TestLongSessionPolicies(t *testing.T) {
+	statement := "Statement: [{Effect: Allow, Action: '*', Resource: '*'}]\n"
+	spc := func(policy string) Request {
+		var objects strings.Builder
+		for i := range MaxObjects {
+			fmt.Fprintf(&objects, "- {objectName: '{tenant}/%d', source: aws-sts, format: json, region: eu-central-1, roleArn: '%s'}\n", i, role)
+		}
+		return request("tenure", map[string]string{
+			"defaults": "sessionPolicy: " + policy, "objects": objects.String(), "tenants": "[a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]",
+		})
+	}
+	text := func(comments int) string {
+		return "|\n  " + statement + strings.Repeat("  # "+strings.Repeat("x", 95)+"\n", comments)
+	}
+	_, err := Parse(spc(text(100)))
+	require.ErrorContains(t, err, `field "defaults.sessionPolicy": is longer than 8 KiB`)
+	_, err = Parse(spc("{Statement: [" + strings.Repeat("1, ", 4096) + "]}"))
+	require.ErrorContains(t, err, "is longer than 8 KiB")
+
+	p := parse(spc(text(70)), nil, func(Object) error { return nil })
+	require.Empty(t, p.errs)
+	require.Len(t, p.spec.Objects, 1024)
+	require.Len(t, p.policies, 1)
+	require.JSONEq(t, `{"Statement":[{"Effect":"Allow","Action":"*","Resource":"*"}]}`, p.spec.Objects[1023].Read.AWS.SessionPolicy)
+}

@@ -48,7 +48,7 @@ func Validate(r Request, check func(Object) error) (warnings []string, problems 
 }
 
 func parse(r Request, tenants []string, check func(Object) error) *parser {
-	p := &parser{request: r, spec: &Spec{}, check: check, lines: map[string]int{}, noRole: -1, found: map[string]bool{}}
+	p := &parser{request: r, spec: &Spec{}, check: check, lines: map[string]int{}, policies: map[*yaml.Node]*yaml.Node{}, noRole: -1, found: map[string]bool{}}
 	p.checkWords()
 	p.tenants(tenants)
 	logins := make([]Login, len(p.names))
@@ -82,8 +82,9 @@ type parser struct {
 	lines        map[string]int // of the last object of a name
 	line         int            // of the next fault, see at
 	errs         Errors
-	noRole       int             // where in errs the lack of a roleName belongs; -1: there is none
-	found        map[string]bool // texts in errs: a wrong default is reported once, not for each object
+	policies     map[*yaml.Node]*yaml.Node // as they are written, to what they say
+	noRole       int                       // where in errs the lack of a roleName belongs; -1: there is none
+	found        map[string]bool           // texts in errs: a wrong default is reported once, not for each object
 
 	names    []string // of the tenants that objects are made for; one empty name without tenants
 	sample   bool     // the name is made up, to check what patterns will be resolved for

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"text/template"
 	"text/template/parse"
 	"time"
@@ -74,8 +75,43 @@ func CheckTemplate(text string) error {
 	return err
 }
 
-// parseTemplate gives the checked tree, with the calls that count and check added.
+// trees are of good templates: one in defaults is parsed once, not for each of a
+// volume's 1024 objects. It is emptied before it would hold more than one volume's
+// parameters can.
+var trees = struct {
+	sync.Mutex
+	byText map[string]*parse.Tree
+	bytes  int // of text
+}{byText: map[string]*parse.Tree{}}
+
+const maxTrees = 256 << 10
+
+// parseTemplate gives the checked tree, which nobody may change.
 func parseTemplate(text string) (*parse.Tree, error) {
+	trees.Lock()
+	tree := trees.byText[text]
+	trees.Unlock()
+	if tree != nil {
+		return tree, nil
+	}
+	tree, err := newTree(text)
+	if err != nil {
+		return nil, err
+	}
+	trees.Lock()
+	defer trees.Unlock()
+	if trees.byText[text] == nil { // nobody else was faster
+		if trees.bytes += len(text); trees.bytes > maxTrees {
+			trees.bytes = len(text)
+			clear(trees.byText)
+		}
+		trees.byText[text] = tree
+	}
+	return tree, nil
+}
+
+// newTree gives the checked tree, with the calls that count and check added.
+func newTree(text string) (*parse.Tree, error) {
 	if len(text) > maxTemplate {
 		return nil, templateError(0, 0, fmt.Sprintf("the template is longer than %d bytes", maxTemplate))
 	}

@@ -324,3 +324,20 @@ func FuzzTemplateQuoting(f *testing.F) {
 		}
 	})
 }
+
+// TestTemplateIsParsedOnce: 1024 objects may have one template of 64 KiB.
+func TestTemplateIsParsedOnce(t *testing.T) {
+	text := strings.Repeat("{{.Data.a}}", 5000)
+	require.NoError(t, CheckTemplate(text))
+	require.Zero(t, testing.AllocsPerRun(1000, func() { _ = CheckTemplate(text) }))
+	for i := range 20 { // others'
+		require.NoError(t, CheckTemplate(strings.Repeat("x", maxTemplate-i)))
+		require.LessOrEqual(t, trees.bytes, maxTrees)
+		length := 0
+		for text := range trees.byText {
+			length += len(text)
+		}
+		require.Equal(t, trees.bytes, length)
+	}
+	require.NoError(t, CheckTemplate(text), "given up, and parsed again")
+}

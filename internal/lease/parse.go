@@ -37,6 +37,9 @@ func (w *worker) parse(o order) (*parsedSpec, error) {
 	}
 	var errs provider.Errors
 	for _, o := range parsed.Objects {
+		if len(errs) > provider.MaxObjects {
+			break // other tenants have the same
+		}
 		var e *provider.Error
 		if errors.As(format.Check(o), &e) {
 			errs = append(errs, e)
