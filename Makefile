@@ -45,7 +45,7 @@ test-aws: setup-test build vaultd miniod bin/totals ## run the tests of AWS: Vau
 	@bin/totals 'go -C test test -json -count=1 -timeout=10m ./aws'
 
 .PHONY: e2e
-e2e: setup-postgres node vaultd ## run the cases on a real Kubernetes node of this machine (root; builds Kubernetes, minutes when cold): a line a case
+e2e: setup-postgres build chart node vaultd ## run the cases on a real Kubernetes node of this machine (root; builds Kubernetes, minutes when cold): a line a case
 	@cd test/e2e && go test -tags e2e -count=1 -timeout=60m
 
 .PHONY: node-up

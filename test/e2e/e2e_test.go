@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -37,6 +35,8 @@ var cases = []struct {
 	{"a namespace deleted gives all of its users back", namespaceDelete},
 	{"what the pod's Event says", failedMounts},
 	{"the daemon's pod killed: nothing is issued anew, and leases go on", daemonKilled},
+	{"helm upgrade and rollback: nothing is issued anew, files stay", upgrade},
+	{"helm uninstall: files stay; installed again, the daemon goes on with them", uninstall},
 	{"the API server stopped: leases are replaced all the same", apiServerStopped},
 	{"the driver's rotation off: replaced under the living token", rotationOff},
 	{"the node rebooted: pods come back with other users, the old ones end with their TTL", reboot},
@@ -121,12 +121,23 @@ func nonRoot(t *testing.T) {
 
 func syncedSecret(t *testing.T) {
 	s := newScene(t, fixture.ScopeOptions{})
-	s.class(t, "orders", fmt.Sprintf("- {objectName: motto, secretPath: %s/app, secretKey: motto}", s.KV), func(c *driver.SecretProviderClass) {
-		c.Spec.SecretObjects = []*driver.SecretObject{{
-			SecretName: "synced", Type: "Opaque", Data: []*driver.SecretObjectData{{ObjectName: "motto", Key: "motto"}},
-		}}
-	})
+	s.class(t, "orders", s.motto(), syncs)
 	p := s.run(t, template(idle, "orders"))
+	secret := s.synced(t)
+	s.remove(t, p)
+	awaitGone(t, secret)
+}
+
+// syncs has the driver sync a class' motto to a Kubernetes Secret.
+func syncs(c *driver.SecretProviderClass) {
+	c.Spec.SecretObjects = []*driver.SecretObject{{
+		SecretName: "synced", Type: "Opaque", Data: []*driver.SecretObjectData{{ObjectName: "motto", Key: "motto"}},
+	}}
+}
+
+// synced waits for the Secret of a class that syncs.
+func (s *scene) synced(t *testing.T) *core.Secret {
+	t.Helper()
 	secret := &core.Secret{}
 	secret.Namespace, secret.Name = s.namespace, "synced"
 	require.NoError(t, await(t.Context(), soon, func(ctx context.Context) error {
@@ -137,8 +148,7 @@ func syncedSecret(t *testing.T) {
 		return err
 	}))
 	require.Equal(t, motto, string(secret.Data["motto"]))
-	s.remove(t, p)
-	awaitGone(t, secret)
+	return secret
 }
 
 func twoClasses(t *testing.T) {
@@ -173,61 +183,6 @@ func namespaceDelete(t *testing.T) {
 	s.remove(t, space)
 	awaitGone(t, space)
 	s.holds(t, 0)
-}
-
-func daemonKilled(t *testing.T) {
-	s := newScene(t, fixture.ScopeOptions{})
-	s.orders(t)
-	p := s.run(t, template(idle, "orders"))
-	before := user(t, p)
-	killDaemon(t)
-	awaitMount(t)
-	require.Equal(t, before, user(t, p))
-	reads, err := s.Reads()
-	require.NoError(t, err)
-	require.Equal(t, 1, reads)
-	s.remove(t, p)
-	s.holds(t, 0)
-}
-
-// killDaemon deletes the daemon's pod without notice and waits for the next one.
-func killDaemon(t *testing.T) {
-	t.Helper()
-	var list core.PodList
-	require.NoError(t, cluster.Client.List(t.Context(), &list, client.InNamespace("tenure")))
-	require.Len(t, list.Items, 1)
-	old := list.Items[0]
-	require.NoError(t, cluster.Client.Delete(t.Context(), &old, client.GracePeriodSeconds(0)))
-	require.NoError(t, await(t.Context(), 2*soon, func(ctx context.Context) error {
-		if err := cluster.Client.List(ctx, &list, client.InNamespace("tenure")); err != nil {
-			return err
-		}
-		if len(list.Items) != 1 || list.Items[0].UID == old.UID {
-			return errors.New("the daemon's old pod is still there")
-		}
-		return daemonReady(ctx)
-	}))
-}
-
-// awaitMount waits until the daemon, since its start, has answered a Mount.
-func awaitMount(t *testing.T) {
-	t.Helper()
-	require.NoError(t, await(t.Context(), soon, func(ctx context.Context) error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:8080/metrics", http.NoBody)
-		if err != nil {
-			return err
-		}
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		page, err := io.ReadAll(resp.Body)
-		if err == nil && !strings.Contains(string(page), `tenure_mounts_total{code="OK"`) {
-			err = errors.New("the daemon has answered no Mount since its start")
-		}
-		return err
-	}))
 }
 
 func apiServerStopped(t *testing.T) {

@@ -51,7 +51,7 @@ var refusals = []struct {
 		name: "no-token",
 		while: func(t *testing.T) func(context.Context) error {
 			t.Helper()
-			require.NoError(t, cluster.SetDriver(t.Context(), node.Options{NoTokens: true}))
+			require.NoError(t, cluster.SetDriver(t.Context(), node.Options{Audiences: []string{}}))
 			return func(ctx context.Context) error { return cluster.SetDriver(ctx, node.Options{}) }
 		},
 	},
@@ -71,7 +71,7 @@ func failedMounts(t *testing.T) {
 			report.note(t, "what the pod's Event says: "+r.name)
 			s := newScene(t, fixture.ScopeOptions{})
 			s.create(t, &core.ServiceAccount{ObjectMeta: meta.ObjectMeta{Name: "other"}})
-			s.class(t, "orders", fmt.Sprintf("- {objectName: motto, secretPath: %s/app, secretKey: motto}", s.KV), func(c *driver.SecretProviderClass) {
+			s.class(t, "orders", s.motto(), func(c *driver.SecretProviderClass) {
 				if r.class != nil {
 					r.class(c)
 				}
@@ -101,7 +101,7 @@ func (s *scene) failedMount(t *testing.T, p *core.Pod) string {
 			return err
 		}
 		for _, m := range messages {
-			if strings.Contains(m, "failed to mount secrets store objects") {
+			if strings.Contains(m, "rpc error:") { // the driver says it, not kubelet
 				text = m
 				return nil
 			}

@@ -7,17 +7,14 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
-	apps "k8s.io/api/apps/v1"
 	core "k8s.io/api/core/v1"
 	rbac "k8s.io/api/rbac/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -66,7 +63,10 @@ func run(m *testing.M) (code int, err error) {
 	if err := trustCluster(ctx); err != nil {
 		return 1, err
 	}
-	say("starting Tenure")
+	say("installing Tenure")
+	if err := prepareTenure(ctx); err != nil {
+		return 1, err
+	}
 	if err := installTenure(ctx); err != nil {
 		return 1, err
 	}
@@ -97,46 +97,6 @@ func trustCluster(ctx context.Context) error {
 		return err
 	}
 	return stack.Vault.EnableKubernetesAuth(ctx, "kubernetes", &fixture.TokenReviewer{URL: node.URL, CA: cluster.CA(), Bearer: token})
-}
-
-// installTenure makes the images and waits until the daemon's pod is ready.
-func installTenure(ctx context.Context) error {
-	root, err := fixture.Root()
-	if err != nil {
-		return err
-	}
-	for _, image := range []node.Image{
-		{
-			Name: "localhost/tenure:e2e", Files: map[string]string{"/tenure": filepath.Join(root, "bin", "tenure")},
-			Entrypoint: []string{"/tenure"}, Command: []string{"serve"},
-		},
-		applicationImage(),
-	} {
-		if err := cluster.Import(ctx, image); err != nil {
-			return err
-		}
-	}
-	manifest, err := os.ReadFile("testdata/tenure.yaml")
-	if err != nil {
-		return err
-	}
-	manifest = bytes.ReplaceAll(manifest, []byte("VAULT_ADDR"), []byte(stack.Vault.Addr))
-	if err := cluster.Apply(ctx, manifest); err != nil {
-		return err
-	}
-	return await(ctx, 2*time.Minute, daemonReady)
-}
-
-// daemonReady succeeds when the DaemonSet's pod is up to date and ready.
-func daemonReady(ctx context.Context) error {
-	var set apps.DaemonSet
-	if err := cluster.Client.Get(ctx, client.ObjectKey{Namespace: "tenure", Name: "tenure"}, &set); err != nil {
-		return err
-	}
-	if s := set.Status; s.NumberReady != 1 || s.UpdatedNumberScheduled != 1 || s.ObservedGeneration != set.Generation {
-		return fmt.Errorf("the daemon's pod is not ready: %+v", s)
-	}
-	return nil
 }
 
 // await calls probe until it answers nil, at most for limit, and answers its

@@ -100,11 +100,12 @@ func (s *scene) class(t *testing.T, name, objects string, edits ...func(*driver.
 // orders is a class of a database user's service file and of a key-value secret.
 func (s *scene) orders(t *testing.T) {
 	t.Helper()
-	s.class(t, "orders", s.database("")+fmt.Sprintf(`
-- objectName: motto
-  secretPath: %s/app
-  secretKey: motto
-`, s.KV))
+	s.class(t, "orders", s.database("")+s.motto())
+}
+
+// motto answers an object that is the key-value secret.
+func (s *scene) motto() string {
+	return fmt.Sprintf("\n- {objectName: motto, secretPath: %s/app, secretKey: motto}\n", s.KV)
 }
 
 // database answers an object that is a libpq service file, with further fields.
@@ -260,6 +261,6 @@ func (s *scene) describe(t *testing.T) {
 	for _, e := range list.Items {
 		t.Logf("  %s %s: %s", e.InvolvedObject.Name, e.Reason, e.Message)
 	}
-	logs, _ := filepath.Glob("/var/log/pods/tenure_*/tenure/*.log")
+	logs, _ := filepath.Glob("/var/log/pods/" + releaseNamespace + "_" + release + "-*/tenure/*.log")
 	t.Log("the daemon's logs:", logs)
 }

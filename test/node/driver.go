@@ -24,7 +24,7 @@ import (
 // DriverName is the name of the Secrets Store CSI driver.
 const DriverName = "secrets-store.csi.k8s.io"
 
-// Audience is whom the pods' tokens are for that the driver hands to providers.
+// Audience is whom the pods' tokens are for where [Options] do not say.
 const Audience = "vault"
 
 const (
@@ -104,8 +104,11 @@ func (n *Node) SetDriver(ctx context.Context, o Options) error {
 			VolumeLifecycleModes: []storage.VolumeLifecycleMode{storage.VolumeLifecycleEphemeral},
 		},
 	}
-	if !o.NoTokens {
-		object.Spec.TokenRequests = []storage.TokenRequest{{Audience: Audience}}
+	if o.Audiences == nil {
+		o.Audiences = []string{Audience}
+	}
+	for _, audience := range o.Audiences {
+		object.Spec.TokenRequests = append(object.Spec.TokenRequests, storage.TokenRequest{Audience: audience})
 	}
 	return n.Client.Patch(ctx, object, client.Apply, client.FieldOwner("node"), client.ForceOwnership)
 }

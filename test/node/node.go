@@ -40,8 +40,9 @@ type Options struct {
 	Progress func(what string)
 	// NoRotation leaves the driver's secret rotation off, as its chart does by default.
 	NoRotation bool
-	// NoTokens leaves tokenRequests out of the CSIDriver object.
-	NoTokens bool
+	// Audiences are whom the pods' tokens are for that the driver hands to
+	// providers; nil: Audience alone, empty: it gets no tokens.
+	Audiences []string
 }
 
 // Node is a running node. Its methods may be called by several goroutines, but
@@ -163,11 +164,14 @@ func (n *Node) start(ctx context.Context, p *Part) error {
 	return p.Start(ctx)
 }
 
+// environment is that of all programs of the node.
+var environment = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/run", "TMPDIR=" + scratch}
+
 // program answers a command that outlives the call that makes it.
 func program(path string, args ...string) *exec.Cmd {
 	cmd := exec.Command(path, args...) //nolint:gosec,noctx // the node's own parts
 	cmd.Dir = "/run"
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/run", "TMPDIR=" + scratch}
+	cmd.Env = append(cmd.Env, environment...)
 	return cmd
 }
 

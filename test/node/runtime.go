@@ -65,13 +65,31 @@ func (n *Node) ctr(ctx context.Context, args ...string) (string, error) {
 	return string(out), nil
 }
 
+// complete is what comes after a command's own output: ctr now and then loses
+// that of a short command.
+const complete = "(the output is complete)\n"
+
 // Exec runs a command in a container of a running pod, as the container's user,
-// and answers its output.
+// and answers its output. The image needs a shell. Where the output is lost, the
+// command is run again.
 func (n *Node) Exec(ctx context.Context, pod *core.Pod, container string, argv ...string) (string, error) {
+	const tries = 5
 	for _, s := range pod.Status.ContainerStatuses {
-		if id, ok := strings.CutPrefix(s.ContainerID, "containerd://"); ok && s.Name == container {
-			return n.ctr(ctx, append([]string{"tasks", "exec", "--exec-id", rand.Text(), id}, argv...)...)
+		id, ok := strings.CutPrefix(s.ContainerID, "containerd://")
+		if !ok || s.Name != container {
+			continue
 		}
+		for range tries {
+			args := []string{"tasks", "exec", "--exec-id", rand.Text(), id, "sh", "-c", `"$@" && printf %s "$0"`, complete}
+			out, err := n.ctr(ctx, append(args, argv...)...)
+			if err != nil {
+				return out, err
+			}
+			if before, after, ok := strings.Cut(out, complete); ok {
+				return before + after, nil
+			}
+		}
+		return "", fmt.Errorf("running a command in %s: its output was lost %d times", pod.Name, tries)
 	}
 	return "", fmt.Errorf("running a command in %s: no container %s with a known id", pod.Name, container)
 }
