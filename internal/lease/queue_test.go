@@ -47,7 +47,7 @@ func TestPacerGivesNamespacesTheirTurn(t *testing.T) {
 	}
 }
 
-// TestGreedyNamespaceDelaysNobody: the looks of ten pools ask for more than the
+// TestGreedyNamespaceDelaysNobody: the looks of eight pools ask for more than the
 // node's rate. Another namespace sees its changes and its pods' ends all the same.
 func TestGreedyNamespaceDelaysNobody(t *testing.T) {
 	scene(t, func(t *testing.T, n *node) {
@@ -60,29 +60,30 @@ func TestGreedyNamespaceDelaysNobody(t *testing.T) {
 		}
 		n.backend.roles["secret/data/a"] = role{kind: Polled}
 		n.backend.kv["secret/data/a"] = "v"
-		for i := range 10 {
+		n.backend.roles["secret/data/b"] = role{kind: Polled}
+		n.backend.roles[orders] = role{ttl: time.Hour, max: 24 * time.Hour}
+		for i := range 8 {
 			p := n.pod(fmt.Sprint("greedy", i), text.String())
 			p.namespace = "greedy"
 			p.more = map[string]string{"tenants": "[" + names.String() + "]"}
 			require.NoError(t, p.mount())
 		}
-		pause(10 * time.Minute)
-		reads := n.backend.reads
+		pause(4 * time.Minute)
+		reads := n.asked()
 		pause(time.Minute)
-		require.InDelta(t, 60*backgroundRate, n.backend.reads-reads, 100, "the rate is used up")
+		require.InDelta(t, 60*backgroundRate, n.asked()-reads, 100, "the rate is used up")
 
-		n.backend.roles["secret/data/b"] = role{kind: Polled}
 		modest := n.pod("modest", strings.ReplaceAll(kv("kv", "secret/data/b"), "}", ", refreshInterval: 10s}"))
 		modest.namespace = "modest"
 		require.NoError(t, modest.mount())
-		for i := range 20 {
+		for i := range 8 {
 			n.backend.mu.Lock()
 			n.backend.kv["secret/data/b"] = fmt.Sprint(i)
 			n.backend.mu.Unlock()
 			pause(15 * time.Second)
 			require.Equal(t, fmt.Sprint(i), modest.files()["kv"])
 		}
-		leases := n.withOrders(time.Hour, 24*time.Hour)
+		leases := n.pod("p", db("db", orders))
 		require.NoError(t, leases.mount())
 		leases.delete()
 		pause(3 * time.Second)
@@ -113,7 +114,7 @@ func TestLateAnswersAreUsed(t *testing.T) {
 			pause(time.Second)
 			arrive(backgroundRate)
 			if i == 10*60 {
-				require.Equal(t, 1, n.backend.reads)
+				require.Equal(t, 1, n.asked())
 			}
 		}
 		require.Equal(t, "new", p.files()["kv"])
@@ -127,8 +128,8 @@ func TestLooksOfAPoolAreApart(t *testing.T) {
 		p := n.many(8, 1, "?n=#', secretKey: value, refreshInterval: 10s")
 		require.NoError(t, p.mount())
 		pause(2 * time.Minute)
-		reads := n.backend.reads
+		reads := n.asked()
 		pause(5 * time.Minute)
-		require.InDelta(t, 5*60*4, n.backend.reads-reads, 130, "128 reads, four a second")
+		require.InDelta(t, 5*60*4, n.asked()-reads, 130, "128 reads, four a second")
 	})
 }
