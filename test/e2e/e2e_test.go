@@ -34,6 +34,7 @@ var cases = []struct {
 	{"a pod deleted by force gives its user back", forceDelete},
 	{"a namespace deleted gives all of its users back", namespaceDelete},
 	{"what the pod's Event says", failedMounts},
+	{"provider: vault", hashicorpCases},
 	{"the daemon's pod killed: nothing is issued anew, and leases go on", daemonKilled},
 	{"helm upgrade and rollback: nothing is issued anew, files stay", upgrade},
 	{"helm uninstall: files stay; installed again, the daemon goes on with them", uninstall},
