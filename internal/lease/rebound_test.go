@@ -130,3 +130,21 @@ func TestRestartReviewsWhatTheNodeRead(t *testing.T) {
 		})
 	}
 }
+
+// TestBusyVolumeHoldsUpNoOthers: rules that change while a volume is busy don't
+// stop the manager. It runs in real time: a bubble's stands while a lock is awaited.
+func TestBusyVolumeHoldsUpNoOthers(t *testing.T) {
+	n := newNode(t)
+	defer n.stop()
+	busy, err := n.m.worker(n.pod("busy", "").request())
+	require.NoError(t, err)
+	busy.mu.Lock()
+	told := make(chan struct{})
+	go func() { n.m.TenantsChanged(); close(told) }()
+	for range 1000 { // wherever it is by now
+		require.NoError(t, n.m.Ready())
+		time.Sleep(100 * time.Microsecond)
+	}
+	busy.mu.Unlock()
+	<-told
+}

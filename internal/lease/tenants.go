@@ -2,6 +2,7 @@ package lease
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -159,7 +160,7 @@ func (w *worker) askList(t *provider.Tenants, o order) error {
 	}
 	missing := map[string]time.Time{}
 	for _, name := range slices.Concat(y.listed, slices.Sorted(maps.Keys(w.heldTenants()))) {
-		if slices.Contains(found, name) || !t.Match(name) {
+		if _, there := slices.BinarySearch(found, name); there || !t.Match(name) {
 			continue
 		}
 		since, again := y.missing[name]
@@ -178,7 +179,7 @@ func (w *worker) askList(t *provider.Tenants, o order) error {
 }
 
 // readList asks the backend with the pod's identity. An empty answer is an error:
-// it is more likely a mistake than the end of all tenants.
+// it is more likely a mistake than the end of all tenants. The names are sorted.
 func (w *worker) readList(t *provider.Tenants, o order) ([]string, error) {
 	// That it is known to make nothing lets the volume's newest token serve.
 	want := &wanted{read: t.List, objects: []provider.Object{{}}, reason: First, prior: &lease{Kind: Polled}}
@@ -205,11 +206,17 @@ func (w *worker) readList(t *provider.Tenants, o order) ([]string, error) {
 		return nil, failed
 	}
 	keys, _ := issued.Secret.Data["keys"].([]any)
-	var found []string
+	found := map[string]bool{}
 	for _, k := range keys {
 		text, _ := k.(string)
 		if name := strings.TrimSuffix(text, "/"); provider.TenantFault(name) == "" && t.Match(name) {
-			found = append(found, name)
+			found[name] = true
+		}
+		if len(found) > provider.MaxTenants { // whoever writes the folder sets how long the list is
+			return nil, &provider.Error{
+				Class: provider.Precondition, Field: "tenantsFrom", Cause: fmt.Sprintf("the list has more than %d names that %s mean", provider.MaxTenants, strings.Join(t.Globs, ", ")),
+				Remedy: "split the tenants over several volumes by narrower patterns",
+			}
 		}
 	}
 	if len(found) == 0 {
@@ -218,6 +225,5 @@ func (w *worker) readList(t *provider.Tenants, o order) ([]string, error) {
 			Remedy: "write the tenants' secrets, or correct tenantsFrom and the patterns",
 		}
 	}
-	slices.Sort(found)
-	return slices.Compact(found), nil
+	return slices.Sorted(maps.Keys(found)), nil
 }
