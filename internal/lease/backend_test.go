@@ -34,7 +34,7 @@ type backend struct {
 	after func(op, path string) error // after the effect: the reply is lost
 
 	logins, reads, renewals, ends int
-	as                            []string         // the roles that logged in
+	as                            []string       // the roles that logged in
 	mints                         map[string]int // by path
 	writes                        map[int64]int  // by minute
 }

@@ -126,6 +126,17 @@ func TestRestartReviewsWhatTheNodeRead(t *testing.T) {
 				n.start(0)
 				pause(time.Second)
 				require.Empty(t, p.files(), "withdrawn while the daemon was away")
+				n.stop()
+				n.binder.(*bindings).rules, _ = tenant.Parse([]byte("rules:\n" + rule))
+				n.start(0)
+				p = n.pod("silo2", row.objects)
+				p.more = row.more
+				require.NoError(t, p.mount())
+				n.stop()
+				n.binder = nil
+				n.start(0)
+				pause(time.Second)
+				require.Empty(t, p.files(), "started without rules")
 			})
 		})
 	}
