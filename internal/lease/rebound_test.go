@@ -159,3 +159,19 @@ func TestBusyVolumeHoldsUpNoOthers(t *testing.T) {
 	busy.mu.Unlock()
 	<-told
 }
+
+// TestListIsReadAsTheRulesSay: an SPC can't choose as what the node lists.
+func TestListIsReadAsTheRulesSay(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		n.serve(hour, "t-a")
+		n.list("t-a")
+		n.bind(rule("r", ", vault: {role: '{tenant}'}", "t-a"))
+		p := n.byNode("[t-*]", "tenantsFrom", folder)
+		require.ErrorContains(t, p.mount(), "lacks volumes without tenants")
+		require.Empty(t, n.loginsAs(0))
+		n.bind(rule("r", ", vault: {role: '{tenant}'}", "t-a"), "- {name: list, namespaces: [ns], serviceAccounts: [sa], vault: {role: lister}}\n")
+		require.NoError(t, p.mount())
+		p.has("t-a")
+		require.Equal(t, "lister t-a", n.loginsAs(0))
+	})
+}

@@ -181,8 +181,15 @@ func (w *worker) askList(t *provider.Tenants, o order) error {
 // readList asks the backend with the pod's identity. An empty answer is an error:
 // it is more likely a mistake than the end of all tenants. The names are sorted.
 func (w *worker) readList(t *provider.Tenants, o order) ([]string, error) {
+	list := t.List
+	if list.ByNode() && w.m.Tenants != nil {
+		var err error
+		if list, _, err = w.m.Tenants.Bind(w.rec.Pod, list); err != nil {
+			return nil, err
+		}
+	}
 	// That it is known to make nothing lets the volume's newest token serve.
-	want := &wanted{read: t.List, objects: []provider.Object{{}}, reason: First, prior: &lease{Kind: Polled}}
+	want := &wanted{read: list, objects: []provider.Object{{}}, reason: First, prior: &lease{Kind: Polled}}
 	a := w.attemptFor(o.spec.Hash)
 	grants, err := w.grantsFor(a, []*wanted{want}, o)
 	a.keep = time.Now().Add(keepAttempt)
@@ -196,7 +203,7 @@ func (w *worker) readList(t *provider.Tenants, o order) ([]string, error) {
 			return nil, &provider.Error{Class: provider.Unavailable, Cause: "asking for the list of tenants made way for a Mount", Err: err}
 		}
 	}
-	issued, err := w.m.Sources[t.List.Source].Read(ctx, w.caller(o.work), grants[0].session(), t.List)
+	issued, err := w.m.Sources[t.List.Source].Read(ctx, w.caller(o.work), grants[0].session(), list)
 	if err != nil {
 		if verdict, _ := verdictOf(err); verdict == DeadAuth {
 			w.locked(func() { w.tokenDied(grants[0], time.Now()) })
