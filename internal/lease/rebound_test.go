@@ -175,3 +175,20 @@ func TestListIsReadAsTheRulesSay(t *testing.T) {
 		require.Equal(t, "lister t-a", n.loginsAs(0))
 	})
 }
+
+func TestWithdrawnDirectoryIsRemovedInTheEnd(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		n.serve(hour, "t-a")
+		n.bind(rule("r", "", "t-a"))
+		p := n.pool("[t-*]")
+		require.NoError(t, p.mount())
+		n.removeErr = errDown
+		n.bind()
+		require.Equal(t, 2, p.directories())
+		n.mu.Lock()
+		n.removeErr = nil
+		n.mu.Unlock()
+		pause(2 * time.Minute)
+		require.Equal(t, 1, p.directories())
+	})
+}
