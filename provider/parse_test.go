@@ -161,6 +161,10 @@ func TestParseRefuses(t *testing.T) {
 		{"defaults wrong for all", map[string]string{"defaults": "{format: awscredentials, filePermission: 644, connection: {port: x}}", "objects": named("a", "b", "c")["objects"]}},
 		{"defaults unknown field", param("defaults", "{formt: json}")},
 
+		{"path of the token itself", secretPath("auth/token/lookup-self")},
+		{"path of another token", secretPath("/v1/auth/token/create-orphan")},
+		{"path of another token below a namespace", secretPath("ns/auth/token/create/role")},
+
 		{"name missing", param("objects", "- {secretPath: a}")},
 		{"name of a tenant", named("{tenant}/credentials")},
 		{"name ..", named("..")},

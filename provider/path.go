@@ -19,8 +19,9 @@ var (
 	nameCharacters = regexp.MustCompile(`^[A-Za-z0-9._/-]*$`)
 	placeholder    = regexp.MustCompile(`\{[A-Za-z]+\}`)
 	// forbiddenPath is what would end or prolong leases behind Tenure's back, with
-	// the old names that Vault still serves, also below a Vault namespace.
-	forbiddenPath = regexp.MustCompile(`(^|/)(auth/token/(renew|revoke)-self|sys/(leases|renew|revoke|revoke-prefix|revoke-force))(/|$)`)
+	// the old names that Vault still serves, and what would write the login's token, or
+	// another of its power, into a file; also below a Vault namespace.
+	forbiddenPath = regexp.MustCompile(`(^|/)(auth/token/(create|lookup|renew|revoke)[^/]*|sys/(leases|renew|revoke|revoke-prefix|revoke-force))(/|$)`)
 )
 
 // nameFault says why name can't be a file of a volume, "" when it can. It is
@@ -71,7 +72,7 @@ func vaultPath(text string) (p string, query url.Values, fault string) {
 	case !printable(text):
 		return "", nil, "has control characters"
 	case forbiddenPath.MatchString(p):
-		return "", nil, "is one that renews or revokes, which is Tenure's own work"
+		return "", nil, "is one that tells, makes, renews or revokes tokens or leases, which is Tenure's own work"
 	}
 	if rawQuery != "" {
 		var err error

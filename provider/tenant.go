@@ -13,6 +13,7 @@ import (
 const (
 	// MaxTenants is how many tenants one volume may have.
 	MaxTenants = 500
+	maxGlobs   = 64   // each is tried with each name of a list
 	maxFiles   = 1024 // objects of all tenants together
 	maxReads   = 512  // different questions of one volume
 
@@ -148,6 +149,10 @@ func (p *parser) tenantList(t *Tenants, entries []*yaml.Node) {
 		default:
 			t.Names = append(t.Names, word)
 		}
+	}
+	if len(t.Globs) > maxGlobs {
+		p.fail("", "tenants", "has more than "+strconv.Itoa(maxGlobs)+" patterns", "merge some, or list names")
+		t.Globs = nil
 	}
 }
 

@@ -58,6 +58,7 @@ func TestParseRefusesTenants(t *testing.T) {
 		{"twice", pool("tenants", "[a, a]")},
 		{"other case", pool("tenants", "[Acme, acme]")},
 		{"too many", pool("tenants", named500(MaxTenants+1))},
+		{"too many patterns", pool("tenants", strings.ReplaceAll(named500(maxGlobs+1), "t-", "t*-"))},
 		{"too many files", pool("tenants", named500(400), "objects", named("{tenant}/a", "{tenant}/b", "{tenant}/c")["objects"])},
 		{"too many reads", pool("tenants", named500(300), "objects", pool()["objects"]+"- {objectName: '{tenant}/kv', secretPath: 'kv/{tenant}'}\n")},
 		{"no {tenant} in a name", pool("objects", "- {objectName: '{tenant}/db', secretPath: 'x/{tenant}'}\n- {objectName: shared, secretPath: y}\n")},

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	awssdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
@@ -84,7 +85,11 @@ func run(ctx context.Context, c *config, log *slog.Logger) (err error) {
 	d := &daemon{config: c, log: log, metrics: newMetrics()}
 	log.Info("starting", "version", versionText(), "providers", c.providers, "kubelet", c.kubeletDir, "state", c.stateDir)
 	c.warn(log)
-	cloud, err := c.aws.source(c.aws.nodeCredentials(), log, d.metrics)
+	var node awssdk.CredentialsProvider // nil: without rules the daemon's own are nobody's to use
+	if c.tenantBindings != "" {
+		node = c.aws.nodeCredentials()
+	}
+	cloud, err := c.aws.source(node, log, d.metrics)
 	if err != nil {
 		return err
 	}

@@ -86,7 +86,8 @@ func (w *worker) lapse(now time.Time) (changed bool) {
 		changed = true
 		if w.live() { // an unmounted volume has nothing to remove
 			if err := w.m.Files.Remove(w.rec.Target, d.Dir); err != nil {
-				w.log.Warn("removing a replaced directory; the next rotation sweeps it", "error", err)
+				w.log.Warn("removing a replaced directory; it is tried again", "error", err)
+				stay = append(stay, retired{Dir: d.Dir, Until: now.Add(retryCap)})
 			}
 		}
 	}

@@ -45,7 +45,7 @@ type node struct {
 	cluster  Cluster
 	wrong    []string
 
-	writeErr, saveErr, currentErr error // faults of the node itself
+	writeErr, saveErr, currentErr, removeErr error // faults of the node itself
 }
 
 // mounted is a volume as the pod sees it.
@@ -264,10 +264,10 @@ func (i *instance) Remove(target, dir string) error {
 	}
 	i.n.mu.Lock()
 	defer i.n.mu.Unlock()
-	if v := i.n.mounts[target]; v != nil && v.current != dir {
+	if v := i.n.mounts[target]; i.n.removeErr == nil && v != nil && v.current != dir {
 		delete(v.dirs, dir)
 	}
-	return nil
+	return i.n.removeErr
 }
 
 func (i *instance) Look(target, podUID string) volume.Presence {

@@ -68,10 +68,14 @@ func (w *worker) bind(s *provider.Spec, held bool) (*parsedSpec, error) {
 				if o.Read.AWS.Identity != provider.NodeIdentity {
 					field = "awsIdentity"
 				}
-				return nil, &provider.Error{
+				no := &provider.Error{
 					Class: provider.Denied, Object: o.Name, Field: field, Tenant: o.Tenant, Cause: "the daemon has no tenant bindings, and without a rule its identity is used for nobody",
 					Remedy: "have the operator set --tenant-bindings",
 				}
+				if !held {
+					return nil, no
+				}
+				p.refused[o.Tenant] = no // what the pod's own identity reads goes on
 			}
 			continue
 		}

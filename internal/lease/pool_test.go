@@ -337,11 +337,11 @@ func TestBindingsRefuse(t *testing.T) {
 		},
 		{
 			"other service account", "[t-a]", "", "- {name: r, namespaces: [ns], serviceAccounts: [else], tenants: [t-a]}\n",
-			`object "t-a/db-user", field "tenants", tenant "t-a": rule "r" of the tenant bindings is for tenant "t-a" and lacks service account ns/sa; have the cluster's operator add it to a rule`,
+			`object "t-a/db-user", field "tenants", tenant "t-a": no rule of the tenant bindings is for service account ns/sa; have the cluster's operator add it to a rule`,
 		},
 		{
 			"other namespace", "[t-a]", "", "- {name: r, namespaces: [else], serviceAccounts: [sa], tenants: [t-a]}\n",
-			`object "t-a/db-user", field "tenants", tenant "t-a": rule "r" of the tenant bindings is for tenant "t-a" and lacks namespace ns; have the cluster's operator add it to a rule`,
+			`object "t-a/db-user", field "tenants", tenant "t-a": no rule of the tenant bindings is for service account ns/sa; have the cluster's operator add it to a rule`,
 		},
 		{
 			"nobody behind a pattern", "[x-*]", "", rule("r", "", "t-a"),

@@ -126,7 +126,69 @@ func TestRestartReviewsWhatTheNodeRead(t *testing.T) {
 				n.start(0)
 				pause(time.Second)
 				require.Empty(t, p.files(), "withdrawn while the daemon was away")
+				n.stop()
+				n.binder.(*bindings).rules, _ = tenant.Parse([]byte("rules:\n" + rule))
+				n.start(0)
+				p = n.pod("silo2", row.objects)
+				p.more = row.more
+				require.NoError(t, p.mount())
+				n.stop()
+				n.binder = nil
+				n.start(0)
+				pause(time.Second)
+				require.Empty(t, p.files(), "started without rules")
 			})
 		})
 	}
+}
+
+// TestBusyVolumeHoldsUpNoOthers: rules that change while a volume is busy don't
+// stop the manager. It runs in real time: a bubble's stands while a lock is awaited.
+func TestBusyVolumeHoldsUpNoOthers(t *testing.T) {
+	n := newNode(t)
+	defer n.stop()
+	busy, err := n.m.worker(n.pod("busy", "").request())
+	require.NoError(t, err)
+	busy.mu.Lock()
+	told := make(chan struct{})
+	go func() { n.m.TenantsChanged(); close(told) }()
+	for range 1000 { // wherever it is by now
+		require.NoError(t, n.m.Ready())
+		time.Sleep(100 * time.Microsecond)
+	}
+	busy.mu.Unlock()
+	<-told
+}
+
+// TestListIsReadAsTheRulesSay: an SPC can't choose as what the node lists.
+func TestListIsReadAsTheRulesSay(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		n.serve(hour, "t-a")
+		n.list("t-a")
+		n.bind(rule("r", ", vault: {role: '{tenant}'}", "t-a"))
+		p := n.byNode("[t-*]", "tenantsFrom", folder)
+		require.ErrorContains(t, p.mount(), "lacks volumes without tenants")
+		require.Empty(t, n.loginsAs(0))
+		n.bind(rule("r", ", vault: {role: '{tenant}'}", "t-a"), "- {name: list, namespaces: [ns], serviceAccounts: [sa], vault: {role: lister}}\n")
+		require.NoError(t, p.mount())
+		p.has("t-a")
+		require.Equal(t, "lister t-a", n.loginsAs(0))
+	})
+}
+
+func TestWithdrawnDirectoryIsRemovedInTheEnd(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		n.serve(hour, "t-a")
+		n.bind(rule("r", "", "t-a"))
+		p := n.pool("[t-*]")
+		require.NoError(t, p.mount())
+		n.removeErr = errDown
+		n.bind()
+		require.Equal(t, 2, p.directories())
+		n.mu.Lock()
+		n.removeErr = nil
+		n.mu.Unlock()
+		pause(2 * time.Minute)
+		require.Equal(t, 1, p.directories())
+	})
 }

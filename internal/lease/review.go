@@ -173,8 +173,11 @@ func (w *worker) lists() bool {
 // withdrawn tells the leases of tenants that no rule allows any more; nil: there
 // are none. What is not known is not withdrawn.
 func (w *worker) withdrawn(p *parsedSpec) func(*lease) bool {
-	if w.m.Tenants == nil {
-		return nil
+	if w.m.Tenants == nil { // nobody lends the daemon's identity
+		if !slices.ContainsFunc(w.rec.current(), func(l *lease) bool { return l.Node }) {
+			return nil
+		}
+		return func(l *lease) bool { return l.Node }
 	}
 	gone := map[string]bool{}
 	for name := range w.heldTenants() {

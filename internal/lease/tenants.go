@@ -2,6 +2,7 @@ package lease
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -159,7 +160,7 @@ func (w *worker) askList(t *provider.Tenants, o order) error {
 	}
 	missing := map[string]time.Time{}
 	for _, name := range slices.Concat(y.listed, slices.Sorted(maps.Keys(w.heldTenants()))) {
-		if slices.Contains(found, name) || !t.Match(name) {
+		if _, there := slices.BinarySearch(found, name); there || !t.Match(name) {
 			continue
 		}
 		since, again := y.missing[name]
@@ -178,10 +179,17 @@ func (w *worker) askList(t *provider.Tenants, o order) error {
 }
 
 // readList asks the backend with the pod's identity. An empty answer is an error:
-// it is more likely a mistake than the end of all tenants.
+// it is more likely a mistake than the end of all tenants. The names are sorted.
 func (w *worker) readList(t *provider.Tenants, o order) ([]string, error) {
+	list := t.List
+	if list.ByNode() && w.m.Tenants != nil {
+		var err error
+		if list, _, err = w.m.Tenants.Bind(w.rec.Pod, list); err != nil {
+			return nil, err
+		}
+	}
 	// That it is known to make nothing lets the volume's newest token serve.
-	want := &wanted{read: t.List, objects: []provider.Object{{}}, reason: First, prior: &lease{Kind: Polled}}
+	want := &wanted{read: list, objects: []provider.Object{{}}, reason: First, prior: &lease{Kind: Polled}}
 	a := w.attemptFor(o.spec.Hash)
 	grants, err := w.grantsFor(a, []*wanted{want}, o)
 	a.keep = time.Now().Add(keepAttempt)
@@ -195,7 +203,7 @@ func (w *worker) readList(t *provider.Tenants, o order) ([]string, error) {
 			return nil, &provider.Error{Class: provider.Unavailable, Cause: "asking for the list of tenants made way for a Mount", Err: err}
 		}
 	}
-	issued, err := w.m.Sources[t.List.Source].Read(ctx, w.caller(o.work), grants[0].session(), t.List)
+	issued, err := w.m.Sources[t.List.Source].Read(ctx, w.caller(o.work), grants[0].session(), list)
 	if err != nil {
 		if verdict, _ := verdictOf(err); verdict == DeadAuth {
 			w.locked(func() { w.tokenDied(grants[0], time.Now()) })
@@ -205,11 +213,17 @@ func (w *worker) readList(t *provider.Tenants, o order) ([]string, error) {
 		return nil, failed
 	}
 	keys, _ := issued.Secret.Data["keys"].([]any)
-	var found []string
+	found := map[string]bool{}
 	for _, k := range keys {
 		text, _ := k.(string)
 		if name := strings.TrimSuffix(text, "/"); provider.TenantFault(name) == "" && t.Match(name) {
-			found = append(found, name)
+			found[name] = true
+		}
+		if len(found) > provider.MaxTenants { // whoever writes the folder sets how long the list is
+			return nil, &provider.Error{
+				Class: provider.Precondition, Field: "tenantsFrom", Cause: fmt.Sprintf("the list has more than %d names that %s mean", provider.MaxTenants, strings.Join(t.Globs, ", ")),
+				Remedy: "split the tenants over several volumes by narrower patterns",
+			}
 		}
 	}
 	if len(found) == 0 {
@@ -218,6 +232,5 @@ func (w *worker) readList(t *provider.Tenants, o order) ([]string, error) {
 			Remedy: "write the tenants' secrets, or correct tenantsFrom and the patterns",
 		}
 	}
-	slices.Sort(found)
-	return slices.Compact(found), nil
+	return slices.Sorted(maps.Keys(found)), nil
 }

@@ -57,6 +57,7 @@ func TestListThatFailsChangesNothing(t *testing.T) {
 		"empty":       func(n *node) { n.list() },
 		"no names":    func(n *node) { n.list("x", "y") },
 		"gone":        func(n *node) { n.backend.set(onList(errNothing)) },
+		"endless":     func(n *node) { n.list(endless...) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			scene(t, func(t *testing.T, n *node) {
@@ -84,6 +85,14 @@ func TestListThatFailsChangesNothing(t *testing.T) {
 		})
 	}
 }
+
+// endless is a folder as an author can fill one, without t-a.
+var endless = func() (names []any) {
+	for i := range 200_000 {
+		names = append(names, fmt.Sprintf("t-%06d", i))
+	}
+	return names
+}()
 
 var errNothing = broken(provider.Invalid, "nothing is there", Wrong, false)
 

@@ -151,8 +151,9 @@ func matches(globs []string, word string) bool {
 	return slices.ContainsFunc(globs, func(g string) bool { return provider.Glob(g, word) })
 }
 
-// refusal names the rule that comes nearest to allowing the tenant, and what it
-// lacks. A pod without service account stands for any of its namespace.
+// refusal names a rule for the pod, and what it lacks. A pod without service account
+// stands for any of its namespace, for those who have the rules before them: they are
+// told the nearest rule of others too, which no pod's author is.
 func (rs *Rules) refusal(pod provider.Pod, tenant string) *provider.Error {
 	who := "service account " + pod.Namespace + "/" + pod.ServiceAccount
 	if pod.ServiceAccount == "" {
@@ -175,10 +176,8 @@ func (rs *Rules) refusal(pod provider.Pod, tenant string) *provider.Error {
 		switch {
 		case namespace && account:
 			nearest(3, who, what)
-		case account && r.means(tenant):
+		case pod.ServiceAccount == "" && r.means(tenant):
 			nearest(2, what, "namespace "+pod.Namespace)
-		case namespace && r.means(tenant):
-			nearest(1, what, who)
 		}
 	}
 	return denied(tenant, "tenants", cause, "have the cluster's operator add it to a rule")
