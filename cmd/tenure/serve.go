@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -141,6 +142,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) (err error) {
 	kube.run(manager)
 	defer watch(ctx, bindings, manager)()
 	log.Info("loaded the journal", "volumes", len(manager.Status()))
+	debug.FreeOSMemory() // starting takes more than running does
 
 	stopStatus, err := d.serveStatus()
 	if err == nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/smithy-go"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/tenure-csi/tenure/internal/lease"
@@ -38,6 +39,9 @@ func (s *Source) ask(ctx context.Context, q question, call func(context.Context)
 	s.metrics.done(q.op, status, took)
 	s.log.LogAttrs(ctx, slog.LevelDebug, "asked AWS", slog.String("op", string(q.op)), slog.String("region", q.Region), slog.String("role", q.RoleARN),
 		slog.String("namespace", q.by.Pod.Namespace), slog.String("pod", q.by.Pod.Name), slog.Int("status", status), slog.Duration("took", took))
+	if told := smithy.APIError(nil); q.Identity == provider.NodeIdentity && errors.As(err, &told) {
+		s.log.Warn("AWS refuses the node's identity", "namespace", q.by.Pod.Namespace, "pod", q.by.Pod.Name, "role", q.RoleARN, "reason", q.answer(told))
+	}
 	switch {
 	case err != nil:
 		return aws.Credentials{}, q.classify(err)

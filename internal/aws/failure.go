@@ -123,8 +123,17 @@ var (
 	encoded = regexp.MustCompile(`(?i)encoded authorization( failure)? message: \S+`)
 )
 
-// words is AWS's code and message as one bounded line without secrets.
+// words is what a pod's author may read of AWS's answer: of one to the daemon's own
+// identity, which names the daemon's role and account, the code.
 func (q question) words(told smithy.APIError) string {
+	if q.Identity == provider.NodeIdentity && told.ErrorCode() != "" {
+		return "it answers " + provider.OneLine(told.ErrorCode()) + " (the rest is in the daemon's log)"
+	}
+	return q.answer(told)
+}
+
+// answer is AWS's code and message as one bounded line without secrets.
+func (q question) answer(told smithy.APIError) string {
 	const hidden = "[redacted]"
 	text := told.ErrorMessage()
 	if len(text) > 16<<10 {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/smithy-go"
 	"github.com/stretchr/testify/require"
 
 	"github.com/tenure-csi/tenure/internal/lease"
@@ -191,4 +192,14 @@ func TestHang(t *testing.T) {
 	_, err = s.Read(ctx, mount, lease.Session{Identity: identity()}, asPod(nil))
 	require.ErrorIs(t, err, context.Canceled, "a dead caller asks nobody")
 	require.Len(t, c.forms, 1)
+}
+
+// TestRefusalOfTheNode: a pod's author does not learn who the daemon is at AWS.
+func TestRefusalOfTheNode(t *testing.T) {
+	q := question{AWS: provider.AWS{Identity: provider.NodeIdentity}, op: opAssume}
+	told := &smithy.GenericAPIError{Code: "AccessDenied", Message: "User: arn:aws:sts::123456789012:assumed-role/daemon/x is not authorized"}
+	f := q.classify(told)
+	require.Contains(t, f.Error(), "it answers AccessDenied (the rest is in the daemon's log)")
+	require.NotContains(t, f.Error(), "123456789012")
+	require.Contains(t, q.answer(told), "123456789012")
 }

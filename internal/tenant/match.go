@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -97,6 +98,9 @@ func (r *rule) lacks(read provider.Read) *provider.Error {
 		return lacks("identity", "aws", "aws.roleArn")
 	case read.Login.AWSIdentity == provider.NodeIdentity && r.Vault == nil:
 		return lacks("awsIdentity", "vault", "vault.role")
+	case read.Login.AWSIdentity == provider.NodeIdentity && strings.Contains(r.Vault.Role, "{tenant}") && strings.ToLower(read.Tenant) != read.Tenant:
+		return denied(read.Tenant, "tenants", "Vault's aws method knows roles by their lower case letters, and vault.role of rule "+strconv.Quote(r.Name)+" would be that of another tenant",
+			"write the tenant's name in lower case")
 	}
 	return nil
 }

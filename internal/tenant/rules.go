@@ -200,6 +200,9 @@ func (r *rule) check(problem func(cause, remedy string)) {
 		if r.Vault.Role == "" || strings.Contains(r.Vault.Role, "*") {
 			problem("vault.role: is missing or a pattern", "name the Vault role to log in with, like reader-{tenant}")
 		}
+		if strings.ToLower(r.Vault.Role) != r.Vault.Role {
+			problem("vault.role: has upper case letters, which Vault's aws method takes for lower case ones", "write it in lower case")
+		}
 		r.placeholders("vault.role", r.Vault.Role, problem)
 	}
 }

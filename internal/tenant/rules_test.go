@@ -68,6 +68,7 @@ func TestParseRefuses(t *testing.T) {
 		{"region", with(awsRule + "    region: us-east-1.evil.com\n")},
 		{"tags", with(awsRule + "    sessionTags: {'a{tenant}': b, c: \"d\\n\"}\n")},
 		{"vault without role", with("  vault: {mount: aws}\n")},
+		{"vault with upper case", with("  vault: {role: Reader}\n")},
 		{"vault with a pattern", with("  vault: {role: '*'}\n")},
 		{"vault at an address", with("  vault: {role: r, address: 'https://vault'}\n")},
 		{"policy a list", with(awsRule + "    sessionPolicy: [a]\n")},
@@ -169,6 +170,9 @@ func TestNodeLogin(t *testing.T) {
 	require.NoError(t, err)
 	want := provider.Login{Method: "aws", AWSIdentity: provider.NodeIdentity, Role: "reader-team-1", Mount: "aws-pools"}
 	require.Equal(t, want, bound.Login)
+	read.Tenant = "team-A"
+	_, _, err = rules.Bind(orders, read)
+	require.ErrorContains(t, err, "vault.role of rule \"pool\" would be that of another tenant")
 
 	silo := provider.Pod{Namespace: "shop", ServiceAccount: "silo"}
 	bound, _, err = rules.Bind(silo, provider.Read{Login: provider.Login{AWSIdentity: provider.NodeIdentity}})
