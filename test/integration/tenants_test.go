@@ -322,7 +322,7 @@ func TestTenantsAreRefused(t *testing.T) {
 		{"another namespace", foreign, map[string]string{"tenants": "[" + p.tenant(0) + "]"}, `no rule of the tenant bindings is for service account evil/`},
 		{"a path", newPod(), map[string]string{"tenants": "[" + p.tenant(0) + "/../" + p.tenant(1) + "]"}, `is not made of letters, digits and . _ - behind a letter or digit`},
 		{"an escaped path", newPod(), map[string]string{"tenants": "['" + p.tenant(0) + "%2f..']"}, `is not made of letters`},
-		{"a list of another's", newPod(), map[string]string{"tenantsFrom": "sys/leases/lookup"}, `is one that renews or revokes, which is Tenure's own work`},
+		{"a list of another's", newPod(), map[string]string{"tenantsFrom": "sys/leases/lookup"}, `is one that tells, makes, renews or revokes tokens or leases, which is Tenure's own work`},
 		{"no tenants", newPod(), map[string]string{"tenants": "[]"}, `field "tenants": is empty`},
 	} {
 		v, err := p.node.Volume(row.pod, "secrets", p.spc(nil), row.author)
