@@ -93,13 +93,5 @@ func (w *worker) lacking(l *lease) (from time.Time, why error) {
 		until = w.m.opened.Add(republishWithin)
 	}
 	half := l.Issued.Add(w.rec.end(l).Sub(l.Issued) / 2)
-	return latest(half, until), why
-}
-
-// latest returns the later of two times.
-func latest(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
+	return later(half, until), why
 }

@@ -82,11 +82,11 @@ func (w *worker) reviewDue(ctx context.Context) {
 	if err == nil {
 		w.rotateAfter(time.Now())
 	}
-	w.reviewed(errors.Join(err, left), ctx)
+	w.reviewed(errors.Join(err, left), ctx.Err() != nil)
 }
 
-// reviewed sets when to review again.
-func (w *worker) reviewed(err error, ctx context.Context) { //nolint:revive // the context is only asked whether it ended
+// reviewed sets when to review again; at once where it was interrupted.
+func (w *worker) reviewed(err error, interrupted bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	y := &w.tenancy
@@ -95,7 +95,7 @@ func (w *worker) reviewed(err error, ctx context.Context) { //nolint:revive // t
 	case err == nil:
 		y.tries = 0
 		return
-	case ctx.Err() != nil:
+	case interrupted:
 		y.due = time.Now()
 		return
 	}
@@ -109,13 +109,6 @@ func (w *worker) reviewed(err error, ctx context.Context) { //nolint:revive // t
 		y.rotate = later(y.rotate, again)
 	}
 	w.log.Warn("a change of tenants could not be carried out; it is tried again", "tries", y.tries, "error", err)
-}
-
-func later(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return b
-	}
-	return a
 }
 
 func (w *worker) reviewIsDue(now time.Time) bool {

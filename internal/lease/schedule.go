@@ -92,6 +92,14 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
+// later returns the later of two times.
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}
+
 // next returns when the worker has something to do; zero: nothing in sight. mu is held.
 func (w *worker) next() time.Time {
 	var at time.Time
