@@ -89,6 +89,25 @@ func soon(t *testing.T, what string, holds func() bool) {
 	require.Eventually(t, holds, 30*time.Second, time.Millisecond, what)
 }
 
+// watched waits until a resource has been listed and is watched. The fake's watch
+// begins when it is opened, not where the list ended: of a change in between
+// nobody would hear.
+func watched(t *testing.T, client *fake.FakeDynamicClient, of schema.GroupVersionResource) {
+	t.Helper()
+	soon(t, "a watch of "+of.Resource, func() bool {
+		listed := false
+		for _, a := range client.Actions() {
+			switch {
+			case a.Matches("list", of.Resource):
+				listed = true
+			case listed && a.Matches("watch", of.Resource):
+				return true
+			}
+		}
+		return false
+	})
+}
+
 func get(t *testing.T, client *fake.FakeDynamicClient, of schema.GroupVersionResource, name string) *unstructured.Unstructured {
 	t.Helper()
 	u, err := client.Resource(of).Namespace(orders.Namespace).Get(t.Context(), name, metav1.GetOptions{})

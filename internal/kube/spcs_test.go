@@ -41,6 +41,7 @@ func TestEditReachesTheVolumesOfTheNode(t *testing.T) {
 	running(t, cancel, s.Run)
 	soon(t, "the SPC as it was at the start", func() bool { return len(node.seen()) == 1 })
 
+	watched(t, client, spcResource)
 	resource := client.Resource(spcResource).Namespace(orders.Namespace)
 	_, err := resource.Update(t.Context(), apiSPC("2", "new"), metav1.UpdateOptions{})
 	require.NoError(t, err)
