@@ -7,6 +7,8 @@ MAKEFLAGS   += --no-print-directory
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 IMAGE   ?= localhost/tenure:$(VERSION)
 FUZZTIME ?= 20s
+# In CI a failed test runs once more, alone, and is named as unstable if it passes then.
+TOTALS  := bin/totals $(if $(CI),-again)
 PRODUCT := ./provider/... ./internal/... ./cmd/...
 # The vulnerability scanner is not in the tools module: it is no part of a build.
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
@@ -22,15 +24,15 @@ demo: setup-postgres build vaultd ## show a database credential's life: Vault, P
 
 .PHONY: test
 test: setup-test build vaultd miniod bin/helm bin/totals ## run every test but the race detector's, installing what they need; ends with the totals
-	@bin/totals 'go test -json -timeout=15m ./...' 'go -C test test -json -p=1 -count=1 -timeout=20m ./...' 'go -C test/image test -json -count=1 ./...'
+	@$(TOTALS) 'go test -json -timeout=15m ./...' 'go -C test test -json -p=1 -count=1 -timeout=20m ./...' 'go -C test/image test -json -count=1 ./...'
 
 .PHONY: unit
 unit: bin/totals ## run the product's tests: no other program is needed
-	@bin/totals 'go test -json -timeout=15m ./...'
+	@$(TOTALS) 'go test -json -timeout=15m ./...'
 
 .PHONY: integration
 integration: setup-test build vaultd miniod bin/helm bin/totals ## run the tests against a real Vault, PostgreSQL, MariaDB and MinIO
-	@bin/totals 'go -C test test -json -p=1 -count=1 -timeout=20m ./...'
+	@$(TOTALS) 'go -C test test -json -p=1 -count=1 -timeout=20m ./...'
 
 .PHONY: conformance
 conformance: setup-postgres build vaultd ## run the HashiCorp provider's cases through the CSI driver's own client: a line a case
@@ -42,7 +44,7 @@ faults: setup-postgres build vaultd ## run the table of faults and kills against
 
 .PHONY: test-aws
 test-aws: setup-test build vaultd miniod bin/totals ## run the tests of AWS: Vault's engine and login, a real STS and object store (MinIO's), awscli
-	@bin/totals 'go -C test test -json -count=1 -timeout=10m ./aws'
+	@$(TOTALS) 'go -C test test -json -count=1 -timeout=10m ./aws'
 
 .PHONY: e2e
 e2e: setup-postgres build chart node vaultd ## run the cases on a real Kubernetes node of this machine (root; builds Kubernetes, minutes when cold): a line a case
@@ -59,7 +61,7 @@ node-down: ## end the node of make node-up
 
 .PHONY: race
 race: setup-race bin/totals ## run the product's tests under the race detector
-	@CGO_ENABLED=1 bin/totals 'go test -json -race -short -timeout=20m $(PRODUCT)'
+	@CGO_ENABLED=1 $(TOTALS) 'go test -json -race -short -timeout=20m $(PRODUCT)'
 
 .PHONY: bench
 bench: setup-postgres build vaultd ## measure first mounts beside a bare client, republishes, memory and restart; compare within one run

@@ -8,13 +8,19 @@
 // fails without a failed test (it does not compile, it panics, it leaks) counts
 // as one failure, and so does a command that ran no test at all.
 //
-//	totals 'go test -json ./...' 'go -C test test -json ./...'
+//	totals [-again] 'go test -json ./...' 'go -C test test -json ./...'
+//
+// With -again, up to three failed tests of a command run once more, alone. One that
+// passes then counts as passed and is named at the end as unstable: it is to be
+// mended, but does not stop a change that has nothing to do with it. A data race, a
+// leak, a panic and what does not compile get no second run.
 package main
 
 import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -35,6 +41,16 @@ const (
 	slowShown = 10
 )
 
+// accidents is how many failed tests of a command may run again: more are no accident.
+const accidents = 3
+
+// failure is a test that failed, with its subtests.
+type failure struct {
+	pkg, test string
+	events    int  // how many of the failed are it
+	final     bool // no accident, whatever a second run shows
+}
+
 type took struct {
 	name    string
 	seconds float64
@@ -46,14 +62,22 @@ type totals struct {
 	output                  map[string]*strings.Builder // of tests and packages that have not ended
 	inPackage               map[string]int              // tests that ended, by package
 	failedIn                map[string]int              // tests that failed, by package
+	broken                  []failure                   // of the present command
+	unstable                []string
 	skips                   []string
 	slow                    []took
 }
 
 func main() {
+	again := flag.Bool("again", false, "run a failed test once more")
+	flag.Parse()
 	t := newTotals(os.Stdout)
-	for _, line := range os.Args[1:] {
+	for _, line := range flag.Args() {
+		t.broken = nil
 		t.run(strings.Fields(line))
+		if *again && len(t.broken) <= accidents {
+			t.again(strings.Fields(line))
+		}
 	}
 	t.summary()
 	if t.failed > 0 || t.passed == 0 {
@@ -85,6 +109,26 @@ func (t *totals) run(argv []string) {
 	case t.passed+t.failed+t.skipped == ended:
 		t.failed++
 		fmt.Fprintln(t.w, "FAIL: no test ran")
+	}
+}
+
+// again runs the tests that failed once more, each alone.
+func (t *totals) again(argv []string) {
+	for strings.HasPrefix(argv[len(argv)-1], "./") {
+		argv = argv[:len(argv)-1] // the packages
+	}
+	for _, f := range t.broken {
+		if f.final {
+			continue
+		}
+		second := newTotals(t.w)
+		second.run(append(slices.Clone(argv), "-count=1", "-run=^"+f.test+"$", f.pkg))
+		if second.failed > 0 || second.passed == 0 {
+			continue
+		}
+		t.failed -= f.events
+		t.passed += f.events
+		t.unstable = append(t.unstable, f.pkg+" "+f.test)
 	}
 }
 
@@ -145,6 +189,7 @@ func (t *totals) endTest(e event, text string) {
 	case "fail":
 		t.failed++
 		t.failedIn[e.Package]++
+		t.breaks(e, text)
 		fmt.Fprintf(t.w, "\nFAIL: %s\n%s\n", name, text)
 	case "skip":
 		t.skipped++
@@ -152,6 +197,20 @@ func (t *totals) endTest(e event, text string) {
 	}
 	if e.Elapsed >= slow {
 		t.slow = append(t.slow, took{name, e.Elapsed})
+	}
+}
+
+// breaks notes a failed test under the name of the one that it is a part of.
+func (t *totals) breaks(e event, text string) {
+	test, _, _ := strings.Cut(e.Test, "/")
+	i := slices.IndexFunc(t.broken, func(f failure) bool { return f.pkg == e.Package && f.test == test })
+	if i < 0 {
+		i = len(t.broken)
+		t.broken = append(t.broken, failure{pkg: e.Package, test: test})
+	}
+	t.broken[i].events++
+	for _, word := range []string{"DATA RACE", "race detected", "panic: "} {
+		t.broken[i].final = t.broken[i].final || strings.Contains(text, word)
 	}
 }
 
@@ -210,6 +269,12 @@ func (t *totals) summary() {
 	}
 	for _, s := range t.skips {
 		fmt.Fprintln(t.w, "  SKIP "+s)
+	}
+	if len(t.unstable) > 0 {
+		fmt.Fprintf(t.w, "\nUNSTABLE: %d failed, and passed when run again alone. Mend them:\n", len(t.unstable))
+	}
+	for _, name := range t.unstable {
+		fmt.Fprintln(t.w, "  UNSTABLE "+name)
 	}
 	fmt.Fprintf(t.w, "\n%d passed, %d failed, %d skipped\n", t.passed, t.failed, t.skipped)
 }

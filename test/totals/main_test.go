@@ -2,6 +2,9 @@ package main
 
 import (
 	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -76,6 +79,39 @@ func TestCommands(t *testing.T) {
 			totals.run([]string{"sh", "-c", row.script})
 			totals.summary()
 			require.Equal(t, "$ sh -c "+row.script+"\n"+row.want, out.String())
+		})
+	}
+}
+
+func TestAgain(t *testing.T) {
+	for _, row := range []struct {
+		name, first, second, want string
+	}{
+		{"an accident", "got 1, want 2", "pass", "UNSTABLE: 1 failed, and passed when run again alone. Mend them:\n  UNSTABLE p T\n\n2 passed, 0 failed, 0 skipped\n"},
+		{"broken", "got 1, want 2", "fail", "0 passed, 2 failed, 0 skipped\n"},
+		{"a panic", "panic: nil map", "pass", "0 passed, 2 failed, 0 skipped\n"},
+		{"a data race", "WARNING: DATA RACE", "pass", "0 passed, 2 failed, 0 skipped\n"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			// The script fails as go test does, until it is asked for the one test.
+			script := filepath.Join(t.TempDir(), "test")
+			require.NoError(t, os.WriteFile(script, fmt.Appendf(nil, `#!/bin/sh
+case "$*" in
+*"-count=1 -run=^T$ p") echo '{"Action":"%s","Package":"p","Test":"T"}' ;;
+*) cat <<'END'
+{"Action":"output","Package":"p","Test":"T/row","Output":"%s\n"}
+{"Action":"fail","Package":"p","Test":"T/row"}
+{"Action":"fail","Package":"p","Test":"T"}
+END
+   exit 1 ;;
+esac
+`, row.second, row.first), 0o700))
+			var out bytes.Buffer
+			totals := newTotals(&out)
+			totals.run([]string{script, "-json", "./..."})
+			totals.again([]string{script, "-json", "./..."})
+			totals.summary()
+			require.True(t, strings.HasSuffix(out.String(), "\n"+row.want), out.String())
 		})
 	}
 }
