@@ -174,9 +174,14 @@ func (e *entry) read(login Login, c Connection) Read {
 // for those objects that can use it.
 func (e *entry) meaningless(beside string, names ...string) {
 	for _, name := range names {
-		if e.node(name) != nil && !e.fields[name].inherited {
-			e.fault(name, "has no effect with "+beside, "leave it out")
+		if e.node(name) == nil || e.fields[name].inherited {
+			continue
 		}
+		remedy := "leave it out"
+		if name == "ttl" && beside == "source "+vaultSource {
+			remedy += ": the role in Vault says how long, and some engines take it in the path, like aws/sts/orders?ttl=1h"
+		}
+		e.fault(name, "has no effect with "+beside, remedy)
 	}
 }
 
