@@ -241,36 +241,43 @@ func TestServerCancelledCall(t *testing.T) {
 
 // While it ends, a Server lets Mounts finish; those that are left get a final code.
 func TestServerDrains(t *testing.T) {
-	entered, finish := make(chan struct{}, 2), make(chan struct{})
-	r := serve(t, fake(func(ctx context.Context, r Request) ([]Version, error) {
-		entered <- struct{}{}
-		select {
-		case <-finish:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-		if r.Attributes["roleName"] == "slow" {
-			<-ctx.Done()
-			return nil, ctx.Err()
-		}
-		return []Version{{ID: "a", Version: "v"}}, nil
-	}), time.Second)
-	answers := map[string]chan error{"web": make(chan error, 1), "slow": make(chan error, 1)}
-	for role, answer := range answers {
-		req := mountRequest(t, attributes(map[string]string{"roleName": role}))
-		go func() {
-			_, err := r.client.Mount(context.Background(), req)
-			answer <- err
-		}()
-		<-entered
+	for _, row := range []struct {
+		name  string
+		drain time.Duration
+		last  bool // the Mount takes longer than that
+		code  codes.Code
+	}{
+		{"what finishes in time", time.Hour, false, codes.OK},
+		{"what does not", time.Millisecond, true, codes.FailedPrecondition},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			entered, finish := make(chan struct{}), make(chan struct{})
+			r := serve(t, fake(func(ctx context.Context, _ Request) ([]Version, error) {
+				close(entered)
+				select {
+				case <-finish:
+					return []Version{{ID: "a", Version: "v"}}, nil
+				case <-ctx.Done():
+					return nil, ctx.Err()
+				}
+			}), row.drain)
+			answer := make(chan error, 1)
+			req := mountRequest(t, attributes(nil))
+			go func() {
+				_, err := r.client.Mount(context.Background(), req)
+				answer <- err
+			}()
+			<-entered
+			r.end()
+			require.Eventually(t, func() bool { return noFile(r.socket) }, time.Minute, time.Millisecond, "the socket goes first")
+			if !row.last {
+				close(finish)
+			}
+			err := <-answer
+			require.Equal(t, row.code, status.Code(err), err)
+			require.NoError(t, <-r.served)
+		})
 	}
-	r.end()
-	require.Eventually(t, func() bool { return noFile(r.socket) }, time.Second, time.Millisecond, "the socket goes first")
-	close(finish)
-	require.NoError(t, <-answers["web"])
-	err := <-answers["slow"]
-	require.Equal(t, codes.FailedPrecondition, status.Code(err), err)
-	require.NoError(t, <-r.served)
 }
 
 // A Mounter that never comes back can't keep the process.

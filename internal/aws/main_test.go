@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"encoding/xml"
 	"flag"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -18,6 +19,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/tenure-csi/tenure/internal/lease"
 	"github.com/tenure-csi/tenure/provider"
@@ -171,6 +173,19 @@ func asking(identity, audience string, change func(*provider.AWS)) provider.Read
 
 func lent(c *Config) {
 	c.Node = aws.CredentialsProviderFunc(credentialsOfNode)
+}
+
+// refusedURL answers the URL of a port that refuses connections until the test ends:
+// it is taken, so that no other server can get it, and nobody listens.
+func refusedURL(t *testing.T) string {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	require.NoError(t, unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	at, err := unix.Getsockname(fd)
+	require.NoError(t, err)
+	return fmt.Sprint("http://127.0.0.1:", at.(*unix.SockaddrInet4).Port)
 }
 
 // golden compares rows with testdata/<file>, or writes it.

@@ -246,7 +246,7 @@ func TestTemplateCostIsBounded(t *testing.T) {
 			took := time.Since(began)
 			runtime.ReadMemStats(&after)
 			require.ErrorContains(t, err, c.want)
-			require.Less(t, took, 20*time.Second) // far above what it takes; without the bounds these run for hours
+			require.Less(t, took, 5*time.Minute) // without the bounds these run for hours, on any machine
 			require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(200<<20))
 			t.Log(took, (after.TotalAlloc-before.TotalAlloc)>>20, "MiB")
 		})

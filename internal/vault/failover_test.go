@@ -65,7 +65,7 @@ func TestOtherAddressWhereNothingWasDone(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			a, b := newVaultAt(t, row.first), newVaultAt(t, answering(200, dbAnswer))
 			if row.first == nil {
-				a.Close()
+				a.URL = refusedURL(t)
 			}
 			s := source(t, Config{Addr: a.URL, Alternates: []string{b.URL, a.URL}})
 			_, err := s.Read(t.Context(), mount, opened(), creds)
@@ -78,10 +78,9 @@ func TestOtherAddressWhereNothingWasDone(t *testing.T) {
 }
 
 func TestEveryAddressFails(t *testing.T) {
-	gone := httptest.NewServer(nil)
-	gone.Close()
+	gone := refusedURL(t)
 	sealed := newVaultAt(t, answering(503, `{"errors":["Vault is sealed"]}`))
-	s := source(t, Config{Addr: gone.URL, Alternates: []string{sealed.URL}})
+	s := source(t, Config{Addr: gone, Alternates: []string{sealed.URL}})
 	for range 2 {
 		_, err := s.Read(t.Context(), mount, opened(), creds)
 		f := failure(t, err)
@@ -89,26 +88,24 @@ func TestEveryAddressFails(t *testing.T) {
 		require.Equal(t, provider.Unavailable, f.Problem.Class)
 		require.False(t, f.MayHaveMinted)
 		require.Regexp(t, `^asking Vault at `+sealed.URL+` for "database/creds/orders" with Vault role "orders": Vault is sealed or not initialised `+
-			`\(after \d+m?s; before that `+gone.URL+` after \d+m?s: the connection is refused\); unseal Vault$`, f.Error())
+			`\(after \d+m?s; before that `+gone+` after \d+m?s: the connection is refused\); unseal Vault$`, f.Error())
 	}
 	require.EqualValues(t, 2, sealed.asked.Load())
 }
 
 func TestOwnAddressStandsAlone(t *testing.T) {
-	gone := httptest.NewServer(nil)
-	gone.Close()
+	gone := refusedURL(t)
 	b := newVaultAt(t, answering(200, dbAnswer))
-	s := source(t, Config{Addr: gone.URL, Alternates: []string{b.URL}})
+	s := source(t, Config{Addr: gone, Alternates: []string{b.URL}})
 	se := opened()
-	se.Login.Address = gone.URL
+	se.Login.Address = gone
 	_, err := s.Read(t.Context(), mount, se, creds)
 	require.Contains(t, failure(t, err).Error(), "the connection is refused; check")
 	require.Zero(t, b.asked.Load())
 }
 
 func TestCallsOfEveryKindMove(t *testing.T) {
-	gone := httptest.NewServer(nil)
-	gone.Close()
+	gone := refusedURL(t)
 	b := newVaultAt(t, answering(200, `{"lease_id":"id","lease_duration":60,"renewable":true,"auth":{"client_token":"t","lease_duration":60,"renewable":true}}`))
 	for name, ask := range map[string]func(s *Source) error{
 		"login":       func(s *Source) error { _, err := s.Login(t.Context(), mount, login(), identity()); return err },
@@ -121,7 +118,7 @@ func TestCallsOfEveryKindMove(t *testing.T) {
 		"end lease": func(s *Source) error { return s.EndLease(t.Context(), mount, opened(), "id") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := source(t, Config{Addr: gone.URL, Alternates: []string{b.URL}})
+			s := source(t, Config{Addr: gone, Alternates: []string{b.URL}})
 			require.NoError(t, ask(s))
 		})
 	}

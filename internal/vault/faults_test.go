@@ -81,9 +81,7 @@ func TestFaultyAnswers(t *testing.T) {
 }
 
 func TestRefusedConnectionMintsNothing(t *testing.T) {
-	srv := httptest.NewServer(nil)
-	s := source(t, Config{Addr: srv.URL})
-	srv.Close()
+	s := source(t, Config{Addr: refusedURL(t)})
 	_, err := s.Read(t.Context(), mount, opened(), creds)
 	f := failure(t, err)
 	require.Equal(t, lease.Retry, f.Verdict)
@@ -128,9 +126,8 @@ func TestRequestOnTheWire(t *testing.T) {
 			var line, body, length string
 			var header http.Header
 			s := served(t, func(w http.ResponseWriter, r *http.Request) {
-				raw := make([]byte, 100)
-				n, _ := r.Body.Read(raw)
-				line, body, length, header = r.Method+" "+r.RequestURI, string(raw[:n]), r.Header.Get("Content-Length"), r.Header
+				raw, _ := io.ReadAll(r.Body)
+				line, body, length, header = r.Method+" "+r.RequestURI, string(raw), r.Header.Get("Content-Length"), r.Header
 				if r.ContentLength > 0 {
 					length = fmt.Sprint(r.ContentLength)
 				}
@@ -313,8 +310,7 @@ func TestStandbyRedirects(t *testing.T) {
 		answering(200, dbAnswer)(w, r)
 	}))
 	defer active.Close()
-	gone := httptest.NewServer(nil)
-	gone.Close()
+	gone := refusedURL(t)
 	put := provider.Read{Method: "PUT", Path: "database/creds/orders", Args: map[string]any{"ttl": "1h"}}
 	for _, row := range []struct {
 		name    string
@@ -324,7 +320,7 @@ func TestStandbyRedirects(t *testing.T) {
 	}{
 		{"to an allowed address, body and token too", active.URL + "/v1/elsewhere", []string{active.URL}, ""},
 		{"to an address that is not allowed", active.URL + "/v1/x", nil, "not among the allowed addresses"},
-		{"to a dead leader", gone.URL + "/v1/x", []string{gone.URL}, "connection is refused"},
+		{"to a dead leader", gone + "/v1/x", []string{gone}, "connection is refused"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			tokens.Store(0)

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -16,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/tenure-csi/tenure/internal/lease"
 	"github.com/tenure-csi/tenure/provider"
@@ -71,6 +73,19 @@ func source(t *testing.T, cfg Config) *Source {
 	require.NoError(t, err)
 	t.Cleanup(s.Close)
 	return s
+}
+
+// refusedURL answers the URL of a port that refuses connections until the test ends:
+// it is taken, so that no other server can get it, and nobody listens.
+func refusedURL(t *testing.T) string {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	require.NoError(t, unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	at, err := unix.Getsockname(fd)
+	require.NoError(t, err)
+	return fmt.Sprint("http://127.0.0.1:", at.(*unix.SockaddrInet4).Port)
 }
 
 // answering is a handler that always gives one status and body.

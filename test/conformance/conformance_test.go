@@ -156,7 +156,7 @@ func (n *node) equalVersions(t *testing.T, other *node) {
 func (n *node) allTakenBack(t *testing.T) {
 	t.Helper()
 	report.Note(t, "nothing left of deleted pods, "+n.provider)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	require.NoError(t, fixture.Eventually(ctx, 0, func(ctx context.Context) (int, error) { return stack.Postgres.RoleCount(ctx, "") }), "database users")
 	require.NoError(t, fixture.Eventually(ctx, 0, func(ctx context.Context) (int, error) { return stack.Vault.TokenCount(ctx, "") }), "Vault tokens")

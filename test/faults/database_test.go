@@ -19,18 +19,18 @@ func TestDatabaseDownAtReplacement(t *testing.T) {
 	v := s.mounted()
 	before := files(t, v)
 	s.pg.Down()
-	s.eventually(100*time.Second, func(c *assert.CollectT) { require.Len(c, s.readTimes(c), 3) })
+	s.eventually(4*time.Minute, func(c *assert.CollectT) { require.Len(c, s.readTimes(c), 3) })
 	at := s.readTimes(t)
 	for i, gap := range []time.Duration{16 * time.Second, 20 * time.Second} {
 		require.GreaterOrEqual(t, at[i+1].Sub(at[i]), gap-200*time.Millisecond, "before try %d", i+1)
 	}
 	require.Equal(t, before, files(t, v))
 	require.NoError(t, s.pg.Up())
-	s.eventually(110*time.Second, func(c *assert.CollectT) { s.works(c, v) }) // the guard, and up to a minute to the next look
+	s.eventually(4*time.Minute, func(c *assert.CollectT) { s.works(c, v) }) // the guard, and up to a minute to the next look
 	at = s.readTimes(t)
 	require.Len(t, at, 4, "one mint after the recovery")
 	require.GreaterOrEqual(t, at[3].Sub(at[2]), 39*time.Second)
-	s.settles(30*time.Second, held{1, 1, 1})
+	s.settles(3*time.Minute, held{1, 1, 1})
 	s.ends(v)
 }
 
@@ -44,7 +44,7 @@ func TestDatabaseDownAtTheEnd(t *testing.T) {
 		v := s.mounted()
 		s.pg.Down()
 		require.NoError(t, s.node.DeletePod(v.Pod))
-		s.eventually(20*time.Second, func(c *assert.CollectT) {
+		s.eventually(3*time.Minute, func(c *assert.CollectT) {
 			h := s.count(c)
 			require.Equal(c, held{1, 1, 0}, h, "the token is dead, the user can't be dropped yet")
 			left, err := records(s)
@@ -52,26 +52,26 @@ func TestDatabaseDownAtTheEnd(t *testing.T) {
 			require.Empty(c, left, "we owe nothing any more")
 		})
 		require.NoError(t, s.pg.Up())
-		s.settles(2*time.Minute, held{}) // Vault tries again after 20, 40, 80 s ± 50 %
+		s.settles(6*time.Minute, held{}) // Vault tries again after 20, 40, 80 s ± 50 %
 	})
 	t.Run("of one lease", func(t *testing.T) {
 		s := newScene(t, fixture.ScopeOptions{})
 		s.start()
-		v := s.volume(s.objects(", overlap: 3s"))
+		v := s.volume(s.objects(", overlap: 10s"))
 		s.mount(v)
-		v.Attributes["objects"] = s.objects(", overlap: 3s, filePermission: 0600")
+		v.Attributes["objects"] = s.objects(", overlap: 10s, filePermission: 0600")
 		s.mount(v)
 		s.pg.Down()
 		require.Equal(t, 1, s.logins(), "both leases are under one token")
 		require.Equal(t, held{2, 2, 1}, s.count(t))
-		s.eventually(20*time.Second, func(c *assert.CollectT) {
+		s.eventually(3*time.Minute, func(c *assert.CollectT) {
 			require.Equal(c, 1, s.status(c, v).Owed)
 			require.GreaterOrEqual(c, s.metric(c, `tenure_ends_total{outcome="unavailable",what="lease"}`), 1)
 		})
 		require.Equal(t, held{2, 2, 1}, s.count(t))
 		require.NoError(t, s.pg.Up())
-		s.settles(time.Minute, held{1, 1, 1})
-		s.eventually(10*time.Second, func(c *assert.CollectT) { require.Zero(c, s.status(c, v).Owed) })
+		s.settles(4*time.Minute, held{1, 1, 1})
+		s.eventually(3*time.Minute, func(c *assert.CollectT) { require.Zero(c, s.status(c, v).Owed) })
 		s.works(t, v)
 		s.ends(v)
 	})

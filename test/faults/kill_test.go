@@ -84,18 +84,18 @@ func TestKill(t *testing.T) {
 				k := &killed{fate: f}
 				o := fixture.ScopeOptions{}
 				if k.tokenLost() {
-					o.Auth = fixture.AuthRole{TTL: 30 * time.Second, Max: 24 * time.Hour}
+					o.Auth = fixture.AuthRole{TTL: 2 * time.Minute, Max: 24 * time.Hour}
 				}
 				k.TTL = time.Hour
 				if life.name == "SPC edited" && f.Point == "read" {
-					o.TTL, k.TTL = 20*time.Second, 20*time.Second
+					o.TTL, k.TTL = time.Minute, time.Minute
 				}
 				replaced := life.name == lives[1].name || life.name == lives[2].name
 				if replaced {
 					o.TTL, o.MaxTTL = 10*time.Second, 10*time.Second // until the second read
 				}
 				if life.name == lives[2].name && f.Point == "read" {
-					k.TTL = 10 * time.Second
+					k.TTL = time.Minute
 				}
 				k.scene = newScene(t, o)
 				if replaced {
@@ -152,7 +152,7 @@ func (k *killed) deleted() {
 	require.NoError(k.t, k.node.DeletePod(k.v.Pod))
 	k.dead()
 	k.start()
-	k.settles(2*time.Minute, held{})
+	k.settles(5*time.Minute, held{})
 	k.journalEmpty()
 }
 
@@ -179,7 +179,7 @@ func (s *scene) cut(vs ...*fixture.Volume) {
 
 func (s *scene) dead() {
 	s.t.Helper()
-	s.eventually(30*time.Second, func(c *assert.CollectT) { require.False(c, s.d.Running(), "the daemon should have died") })
+	s.eventually(3*time.Minute, func(c *assert.CollectT) { require.False(c, s.d.Running(), "the daemon should have died") })
 }
 
 // whole checks that the files are of one read: the old one or one that works.
@@ -209,17 +209,17 @@ func (k *killed) survived() {
 	}
 	want := held{1, 1, 1}
 	if k.leaseLost() {
-		k.eventually(10*time.Second, func(c *assert.CollectT) { require.GreaterOrEqual(c, k.count(c).leases, 2) })
+		k.eventually(time.Minute, func(c *assert.CollectT) { require.GreaterOrEqual(c, k.count(c).leases, 2) })
 		report.loss("lease answered under a living token and not yet journaled, gone after its TTL", 1, 1)
 	}
-	k.settles(45*time.Second, k.withLost(want))
+	k.settles(4*time.Minute, k.withLost(want))
 	k.works(k.t, k.v)
 	require.NoError(k.t, k.node.DeletePod(k.v.Pod))
-	k.settles(2*time.Minute, k.withLost(held{}))
+	k.settles(5*time.Minute, k.withLost(held{}))
 	k.journalEmpty()
 	if k.tokenLost() {
 		report.loss("token answered and not yet journaled, without leases, gone after its TTL", 1, 1)
-		k.settles(2*time.Minute, held{})
+		k.settles(5*time.Minute, held{})
 	}
 }
 
@@ -232,7 +232,7 @@ func (k *killed) withLost(h held) held {
 }
 
 func (k *killed) journalEmpty() {
-	k.eventually(15*time.Second, func(c *assert.CollectT) {
+	k.eventually(2*time.Minute, func(c *assert.CollectT) {
 		left, err := records(k.scene)
 		require.NoError(c, err)
 		require.Empty(c, left)
@@ -260,7 +260,7 @@ func TestKillWithReadsInFlight(t *testing.T) {
 			for _, v := range vs {
 				require.NoError(t, s.node.DeletePod(v.Pod))
 			}
-			s.eventually(40*time.Second, func(c *assert.CollectT) {
+			s.eventually(3*time.Minute, func(c *assert.CollectT) {
 				require.Zero(c, s.count(c).tokens)
 				require.Zero(c, s.usable(c), "users that still work")
 			})

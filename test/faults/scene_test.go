@@ -179,7 +179,7 @@ func (s *scene) ends(vs ...*fixture.Volume) {
 	for _, v := range vs {
 		require.NoError(s.t, s.node.DeletePod(v.Pod))
 	}
-	s.settles(2*time.Minute, held{})
+	s.settles(5*time.Minute, held{})
 }
 
 func (s *scene) reads() int {

@@ -55,20 +55,17 @@ func (s *site) appRoleVolume(t *testing.T, a appRole, objects ...string) *fixtur
 	return v
 }
 
-// changes waits until the volume shows a database user other than those seen,
-// and checks that PostgreSQL takes it.
+// changes waits until the volume, whose credentials live for 10 s, shows a database
+// user other than those seen, and checks that PostgreSQL takes it.
 func changes(t *testing.T, v *fixture.Volume, seen map[string]bool) {
 	t.Helper()
-	require.NoError(t, fixture.Eventually(within(t, time.Minute), false, func(ctx context.Context) (bool, error) {
-		text, err := v.Read("db")
-		if err != nil {
-			return true, err
-		}
-		values := service(string(text))
-		known := seen[values["user"]]
-		seen[values["user"]] = true
-		return known, stack.Postgres.Login(ctx, values["user"], values["password"])
+	require.NoError(t, fixture.Eventually(within(t, 2*time.Minute), false, func(context.Context) (bool, error) {
+		user, _ := readService(t, v)
+		return seen[user], nil
 	}))
+	user, _ := logIn(t, 2*time.Second, func() (string, string) { return readService(t, v) })
+	require.False(t, seen[user], "a replaced credential came back")
+	seen[user] = true
 }
 
 // TestAppRole mounts with an AppRole alone, at its default mount, and replaces
@@ -95,7 +92,7 @@ func TestAppRole(t *testing.T) {
 	s.requireSecretUnseen(t, role)
 
 	require.NoError(t, s.node.DeletePod(v.Pod))
-	ctx := within(t, 30*time.Second)
+	ctx := within(t, 2*time.Minute)
 	require.NoError(t, fixture.Eventually(ctx, 0, s.Users), "database users")
 	require.NoError(t, fixture.Eventually(ctx, 0, func(ctx context.Context) (int, error) { return stack.Vault.TokenCount(ctx, "approle") }))
 }
@@ -141,7 +138,7 @@ func TestAppRoleExhausted(t *testing.T) {
 	require.Contains(t, s.daemon.Logs(), "invalid role or secret ID")
 	s.requireSecretUnseen(t, role)
 	require.NoError(t, s.node.DeletePod(v.Pod))
-	require.NoError(t, fixture.Eventually(within(t, 30*time.Second), 0, s.Users))
+	require.NoError(t, fixture.Eventually(within(t, 2*time.Minute), 0, s.Users))
 }
 
 // TestAppRoleNeedsIdentity is the same where Vault's token ends too: the status
@@ -155,7 +152,7 @@ func TestAppRoleNeedsIdentity(t *testing.T) {
 	seen := map[string]bool{}
 	changes(t, v, seen)
 	var said lease.VolumeStatus
-	require.NoError(t, fixture.Eventually(within(t, time.Minute), lease.NeedsIdentity, func(ctx context.Context) (_ string, err error) {
+	require.NoError(t, fixture.Eventually(within(t, 2*time.Minute), lease.NeedsIdentity, func(ctx context.Context) (_ string, err error) {
 		said, err = s.status(ctx, v)
 		return said.State, err
 	}))

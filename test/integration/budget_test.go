@@ -38,7 +38,7 @@ func TestVolumeBudget(t *testing.T) {
 		mount(t, v)
 	}
 	require.NoError(t, s.node.DeletePod(first.Pod))
-	require.NoError(t, fixture.Eventually(within(t, 20*time.Second), codes.OK, func(ctx context.Context) (codes.Code, error) {
+	require.NoError(t, fixture.Eventually(within(t, 2*time.Minute), codes.OK, func(ctx context.Context) (codes.Code, error) {
 		_, err := late.Mount(ctx)
 		return status.Code(err), nil
 	}))

@@ -24,14 +24,12 @@ func TestPodsEnd(t *testing.T) {
 
 	require.NoError(t, s.node.DeletePod(pod))
 	deleted := time.Now()
-	require.NoError(t, fixture.Eventually(within(t, 10*time.Second), 1, s.Users))
-	took := time.Since(deleted)
-	figures.note(t, "pod's end: database users gone %v after the pod's directory", took.Round(time.Millisecond))
-	require.Less(t, took, 5*time.Second)
+	require.NoError(t, fixture.Eventually(within(t, time.Minute), 1, s.Users), "without the two minutes that an unmounted volume is given")
+	figures.note(t, "pod's end: database users gone %v after the pod's directory", time.Since(deleted).Round(time.Millisecond))
 	s.requireHeld(t, 1, 1)
 	values := service(read(t, stays, "db"))
 	require.NoError(t, stack.Postgres.Login(t.Context(), values["user"], values["password"]), "the other pod's credential lives")
-	require.NoError(t, fixture.Eventually(within(t, 5*time.Second), 1, func(ctx context.Context) (int, error) {
+	require.NoError(t, fixture.Eventually(within(t, time.Minute), 1, func(ctx context.Context) (int, error) {
 		text, err := s.daemon.Status(ctx)
 		var all []any
 		if err == nil {

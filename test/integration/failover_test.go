@@ -29,7 +29,7 @@ func TestSeveralAddresses(t *testing.T) {
 	s.requireHeld(t, 1, 1)
 
 	a.Down()
-	_, err := s.volume(t, s.db("db")).Mount(within(t, time.Minute))
+	_, err := s.volume(t, s.db("db")).Mount(within(t, 3*time.Minute))
 	for _, part := range []string{"Vault at " + b.URL(), "before that " + a.URL() + " after ", "the connection is refused"} {
 		require.ErrorContains(t, err, part)
 	}

@@ -173,7 +173,7 @@ func TestPanics(t *testing.T) {
 			if tt.method == "end" {
 				require.NoError(t, s.node.DeletePod(victim))
 			}
-			require.NoError(t, fixture.Eventually(within(t, 20*time.Second), true, func(context.Context) (bool, error) {
+			require.NoError(t, fixture.Eventually(within(t, 2*time.Minute), true, func(context.Context) (bool, error) {
 				n, err := counted(metrics, "tenure_volume_panics_total")
 				return n > 0, err
 			}), "counted")
@@ -223,7 +223,7 @@ func inProcess(t *testing.T, method, pod string) (*site, prometheus.Gatherer) {
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		require.NoError(t, manager.Close(ctx))
 	})

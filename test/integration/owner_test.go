@@ -20,7 +20,7 @@ func TestOwner(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("NOT SHOWN: files of another owner need root")
 	}
-	s := newSite(t, fixture.ScopeOptions{TTL: 10 * time.Second, MaxTTL: 10 * time.Second})
+	s := newSite(t, fixture.ScopeOptions{TTL: 40 * time.Second, MaxTTL: 40 * time.Second})
 	require.NoError(t, stack.Vault.WriteKV1(t.Context(), s.KV, "app", map[string]any{"k": "v"}))
 	const owned = ", filePermission: 0600, owner: 1000, group: 2000}"
 	v := s.mounted(t, "{objectName: value, secretPath: "+s.KV+"/app, secretKey: k"+owned,
@@ -42,7 +42,7 @@ func TestOwner(t *testing.T) {
 	check()
 	for range 2 {
 		user := read(t, v, "user")
-		require.NoError(t, fixture.Eventually(within(t, 20*time.Second), true, func(context.Context) (bool, error) {
+		require.NoError(t, fixture.Eventually(within(t, 2*time.Minute), true, func(context.Context) (bool, error) {
 			now, err := v.Read("user")
 			return string(now) != user, err
 		}), "rotated")

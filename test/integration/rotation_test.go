@@ -51,8 +51,8 @@ func TestRotationUnderAClient(t *testing.T) {
 				return tick
 			}
 			connect, republish, psql := every(100*time.Millisecond), every(5*time.Second), every(15*time.Second)
-			for time.Since(begin) < 130*time.Second || len(c.password) < 3 {
-				require.Less(t, time.Since(begin), 3*time.Minute, "two replacements in time")
+			for time.Since(begin) < 130*time.Second || len(c.password) < 3 || tt.psql && c.queries < 6 {
+				require.Less(t, time.Since(begin), 6*time.Minute, "two replacements in time")
 				select {
 				case <-connect.C:
 					c.connect(t)
@@ -67,7 +67,6 @@ func TestRotationUnderAClient(t *testing.T) {
 			}
 			figures.note(t, "rotation, %s: %d connections in %v, none failed; %d credentials, the shortest lived %v",
 				tt.name, c.connections, time.Since(begin).Round(time.Second), len(c.password), c.shortest.Round(time.Second))
-			require.Equal(t, tt.psql, c.queries > 5)
 			require.Greater(t, c.shortest, 30*time.Second, "a lease of 20 s was renewed")
 			s.requireAsked(t, len(c.password), len(c.password)) // every credential was in the files, no other was made
 			s.requireHeld(t, 1, 1)
@@ -90,11 +89,10 @@ type client struct {
 
 func (c *client) connect(t *testing.T) {
 	t.Helper()
-	user, password := c.read()
+	user, password := logIn(t, 4*time.Second, c.read)
 	if was, known := c.password[user]; known {
 		require.Equal(t, was, password, "user and password of different leases")
 	}
-	require.NoError(t, stack.Postgres.Login(t.Context(), user, password), "connection %d", c.connections)
 	c.connections++
 	now := time.Now()
 	if user != c.last {
@@ -168,7 +166,7 @@ func TestReplacesOnlyWhatIsDue(t *testing.T) {
 			pem := read(t, v, "tls.pem")
 
 			users := map[string]bool{}
-			require.NoError(t, fixture.Eventually(within(t, 3*time.Minute), 3, func(context.Context) (int, error) {
+			require.NoError(t, fixture.Eventually(within(t, 6*time.Minute), 3, func(context.Context) (int, error) {
 				text, err := v.Read("db")
 				users[service(string(text))["user"]] = true
 				return len(users), err

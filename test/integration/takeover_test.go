@@ -54,7 +54,7 @@ func TestTakeOver(t *testing.T) {
 	files, err := v.Files()
 	require.NoError(t, err)
 	require.Equal(t, []string{"db.conf"}, files, "what only the other provider wrote is gone")
-	require.NoError(t, fixture.Eventually(within(t, 30*time.Second), 1, func(context.Context) (int, error) {
+	require.NoError(t, fixture.Eventually(within(t, 2*time.Minute), 1, func(context.Context) (int, error) {
 		dirs := 0
 		entries, err := os.ReadDir(v.Target)
 		for _, e := range entries {
