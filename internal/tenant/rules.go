@@ -90,7 +90,7 @@ func Parse(text []byte) (*Rules, error) {
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	decoder.KnownFields(true)
 	if err := decoder.Decode(&document); err != nil && !errors.Is(err, io.EOF) {
-		return nil, unreadable(err)
+		return nil, unreadable(text, err)
 	}
 	if !errors.Is(decoder.Decode(&struct{}{}), io.EOF) {
 		return nil, Problem{Cause: "there is more than one YAML document", Remedy: "put all rules into one list"}
@@ -121,20 +121,19 @@ func Parse(text []byte) (*Rules, error) {
 	return &Rules{document.Rules}, nil
 }
 
-// yamlLine is how the YAML library begins a text about a line.
-var yamlLine = regexp.MustCompile(`line (\d+): (.*)`)
-
 // unreadable puts the library's words into ours: those name Go's types.
-func unreadable(err error) error {
+func unreadable(text []byte, err error) error {
+	var mistyped *yaml.TypeError
+	if !errors.As(err, &mistyped) {
+		line, cause := provider.YAMLFault(string(text), err)
+		return Problem{Line: line, Cause: "it is no YAML: " + cause, Remedy: "indent with spaces"}
+	}
 	var errs []error
-	for _, found := range yamlLine.FindAllStringSubmatch(err.Error(), -1) {
-		line, _ := strconv.Atoi(found[1]) // digits, by the pattern
-		cause, _, _ := strings.Cut(found[2], " in type ")
+	for _, text := range mistyped.Errors {
+		line, cause := provider.YAMLFault("", errors.New(text))
+		cause, _, _ = strings.Cut(cause, " in type ")
 		cause, _, _ = strings.Cut(cause, " into ")
 		errs = append(errs, Problem{Line: line, Cause: "it is not the YAML of rules: " + cause, Remedy: "write rules: and below it a list of rules with the documented fields"})
-	}
-	if errs == nil {
-		return Problem{Cause: "it is no YAML: " + strings.TrimPrefix(err.Error(), "yaml: "), Remedy: "indent with spaces"}
 	}
 	return errors.Join(errs...)
 }
