@@ -20,8 +20,8 @@ func (p *parser) awsProof(l *Login) {
 		l.AWSRoleARN = p.replace(arn, fail)
 		if p.request.Attributes["vaultAwsRoleArn"] == "" {
 			fail("is missing", "set the IAM role that the pod's service account may assume, like "+roleARNExample)
-		} else if arn != "" && PartitionOfRole(l.AWSRoleARN) == "" {
-			fail(quote(l.AWSRoleARN)+" is no ARN of an IAM role", "write it like "+roleARNExample)
+		} else if cause, remedy := RoleFault(l.AWSRoleARN, ""); arn != "" && cause != "" {
+			fail(cause, remedy)
 		}
 	case NodeIdentity:
 		if arn != "" {

@@ -27,6 +27,15 @@ func withPolicy(policy string) map[string]string {
 	return asksAWS(stsObject + "roleArn: '" + role + "', sessionPolicy: " + policy)
 }
 
+// manyTags are n tags, as YAML.
+func manyTags(n int) []string {
+	tags := make([]string, n)
+	for i := range tags {
+		tags[i] = fmt.Sprintf("tag%d: x", i)
+	}
+	return tags
+}
+
 func TestParseRefusesForAWS(t *testing.T) {
 	rows := []string{}
 	for _, tc := range []struct {
@@ -42,6 +51,7 @@ func TestParseRefusesForAWS(t *testing.T) {
 		{"role of a short account", asksAWS(stsObject + "roleArn: 'arn:aws:iam::12345:role/a'")},
 		{"role with a wildcard", asksAWS(stsObject + "roleArn: 'arn:aws:iam::123456789012:role/*'")},
 		{"role with a newline", asksAWS(stsObject + `roleArn: "` + role + `\n"`)},
+		{"role with a long name", asksAWS(stsObject + "roleArn: '" + role + strings.Repeat("s", 59) + "'")},
 		{"role of a tenant", asksAWS(stsObject + "roleArn: '" + role + "-{tenant}'")},
 		{"role of another partition", asksAWS(stsObject + "region: cn-north-1, roleArn: '" + role + "'")},
 		{"region with a host", asksAWS(stsObject + "roleArn: '" + role + "', region: us-east-1.evil.com")},
@@ -62,6 +72,7 @@ func TestParseRefusesForAWS(t *testing.T) {
 		{"tags of AWS", asksAWS(stsObject + "identity: pod-identity, roleArn: '" + role + "', sessionTags: {'aws:a': b}")},
 		{"tags in two cases", asksAWS(stsObject + "identity: pod-identity, roleArn: '" + role + "', sessionTags: {a: b, A: c}")},
 		{"tags with wildcards", asksAWS(stsObject + "identity: pod-identity, roleArn: '" + role + "', sessionTags: {a: '*'}")},
+		{"tags too many", asksAWS(stsObject + "identity: pod-identity, roleArn: '" + role + "', sessionTags: {" + strings.Join(manyTags(51), ", ") + "}")},
 		{"tags too long", asksAWS(stsObject + "identity: pod-identity, roleArn: '" + role + "', sessionTags: {a: " + strings.Repeat("x", 257) + "}")},
 		{"policy a list", withPolicy("[a]")},
 		{"policy empty", withPolicy("{}")},
@@ -170,13 +181,17 @@ func TestPartition(t *testing.T) {
 		"us-isob-east-1": "aws-iso-b", "eu-isoe-west-1": "aws-iso-e", "us-isof-south-1": "aws-iso-f", "eusc-de-east-1": "aws-eusc",
 	} {
 		require.True(t, IsRegion(region), region)
-		require.Equal(t, want, Partition(region), region)
-		require.Equal(t, want, PartitionOfRole("arn:"+want+":iam::123456789012:role/path/of+a,role@x"))
+		fault, _ := RoleFault("arn:"+want+":iam::123456789012:role/path/of+a,role@x", region)
+		require.Empty(t, fault, region)
+		other := map[bool]string{true: "us-gov-east-1", false: "us-east-1"}[want == "aws"]
+		fault, _ = RoleFault("arn:"+want+":iam::123456789012:role/orders", other)
+		require.Contains(t, fault, "is of partition "+want)
 	}
 	for _, text := range []string{"", "eu", "eu-1", "eu-central-1.evil.com", "eu-central-1/", "eu-central-0", "eu-central-1\n", "../eu-central-1", "eu--central-1"} {
 		require.False(t, IsRegion(text), "%q", text)
 	}
-	require.Empty(t, PartitionOfRole("arn:aws:iam::123456789012:role/"+strings.Repeat("a/", 1024)+"b"))
+	fault, _ := RoleFault("arn:aws:iam::123456789012:role/"+strings.Repeat("a/", 1024)+"b", "")
+	require.Contains(t, fault, "is no ARN of an IAM role")
 }
 
 // Whatever a name holds that takes a placeholder's place, the policy has the

@@ -238,7 +238,7 @@ func (e *entry) text(name string) string {
 		e.fault(name, "is no plain value", "write it on one line, or as a block behind |")
 		return ""
 	}
-	if name != "template" && !printable(n.Value) {
+	if name != "template" && !Printable(n.Value) {
 		e.fault(name, "has control characters", "remove them")
 		return ""
 	}
@@ -388,7 +388,7 @@ func (e *entry) connectionParams() map[string]string {
 		e.fault("connection.params", "is no mapping of at most 64 plain values", "write it like params: {sslmode: verify-full}")
 	}
 	for k, v := range params {
-		if k == "" || !printable(k) || !printable(v) {
+		if k == "" || !Printable(k) || !Printable(v) {
 			e.fault("connection.params", "has control characters or a value without a name", "remove them")
 		}
 	}

@@ -133,7 +133,7 @@ func (p *parser) checkWords() {
 // parameter returns a parameter's value, checked for control characters.
 func (p *parser) parameter(name string) string {
 	value := p.request.Attributes[name]
-	if !printable(value) {
+	if !Printable(value) {
 		p.fail("", name, "has control characters", "remove them")
 		return ""
 	}
@@ -210,11 +210,11 @@ func (p *parser) authMount() string {
 	if old {
 		name = "vaultKubernetesMountPath"
 	}
-	mount := p.parameter(name)
-	if climbs(mount) || strings.ContainsAny(mount, "?#%") {
-		p.fail("", name, "is no path of an auth mount", "write it like kubernetes or clusters/one, without auth/ in front")
+	mount, fault := AuthMount(p.parameter(name))
+	if fault != "" {
+		p.fail("", name, fault, "write it like kubernetes or clusters/one, without auth/ in front")
 	}
-	return strings.Trim(path.Clean("/"+mount), "/")
+	return mount
 }
 
 func (p *parser) tls(l *Login) {

@@ -420,7 +420,8 @@ func FuzzParse(f *testing.F) {
 			_, err := json.Marshal(o.Read.Args)
 			require.NoError(t, err)
 			require.True(t, o.Read.AWS.Region == "" || IsRegion(o.Read.AWS.Region))
-			require.True(t, o.Read.AWS.RoleARN == "" || PartitionOfRole(o.Read.AWS.RoleARN) != "" && o.Read.AWS.Identity != NodeIdentity)
+			fault, _ := RoleFault(o.Read.AWS.RoleARN, o.Read.AWS.Region)
+			require.True(t, o.Read.AWS.RoleARN == "" || fault == "" && o.Read.AWS.Identity != NodeIdentity)
 			require.True(t, o.Read.AWS.SessionPolicy == "" || json.Valid([]byte(o.Read.AWS.SessionPolicy)))
 		}
 		for _, w := range spec.Warnings {

@@ -69,7 +69,7 @@ func vaultPath(text string) (p string, query url.Values, fault string) {
 	switch {
 	case p == "":
 		return "", nil, "is missing"
-	case !printable(text):
+	case !Printable(text):
 		return "", nil, "has control characters"
 	case forbiddenPath.MatchString(p):
 		return "", nil, "is one that tells, makes, renews or revokes tokens or leases, which is Tenure's own work"
@@ -87,7 +87,7 @@ func vaultPath(text string) (p string, query url.Values, fault string) {
 func vaultAddress(text string) (address, fault string) {
 	u, err := url.Parse(text)
 	switch {
-	case err != nil || !printable(text):
+	case err != nil || !Printable(text):
 		return "", "is no URL"
 	case u.Scheme != "http" && u.Scheme != "https":
 		return "", "does not begin with https:// or http://"
@@ -103,8 +103,19 @@ func vaultAddress(text string) (address, fault string) {
 	return u.Scheme + "://" + strings.ToLower(u.Host) + strings.TrimSuffix(u.Path, "/"), ""
 }
 
-// printable reports whether s is UTF-8 without control characters.
-func printable(s string) bool {
+// AuthMount cleans the path of an auth mount, which is written without auth/; empty:
+// the login method's own. fault says why it can't be one, "" when it can. It may be
+// called from many goroutines at once.
+func AuthMount(text string) (mount, fault string) {
+	if climbs(text) || strings.ContainsAny(text, "?#%") || !Printable(text) {
+		return "", "is no path of an auth mount"
+	}
+	return strings.Trim(path.Clean("/"+text), "/"), ""
+}
+
+// Printable reports whether s is UTF-8 without control characters, as any text must
+// be that names something. It may be called from many goroutines at once.
+func Printable(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
 }
 

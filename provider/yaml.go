@@ -39,16 +39,18 @@ func (e *yamlError) Error() string {
 // that does not name it.
 var tabbed = regexp.MustCompile(`(?m)^ *\t`)
 
-// syntaxError puts an error of the library, which quotes no value.
-func syntaxError(text string, err error) *yamlError {
-	e := &yamlError{cause: strings.TrimPrefix(err.Error(), "yaml: "), remedy: "indent with spaces, and the fields of an object below each other"}
-	if _, scanErr := fmt.Sscanf(e.cause, "line %d:", &e.line); scanErr == nil { // its errors have no other form
-		_, e.cause, _ = strings.Cut(e.cause, ": ")
+// YAMLFault puts what the YAML library says of a text that is no YAML into words, by
+// which its author finds the place: the line, from 1 (0: not known), and the cause,
+// which quotes no value. It may be called from many goroutines at once.
+func YAMLFault(text string, err error) (line int, cause string) {
+	cause = strings.TrimPrefix(err.Error(), "yaml: ")
+	if _, scanErr := fmt.Sscanf(cause, "line %d:", &line); scanErr == nil { // its errors have no other form
+		_, cause, _ = strings.Cut(cause, ": ")
 	}
 	if at := tabbed.FindStringIndex(text); at != nil {
-		e.line, e.cause = 1+strings.Count(text[:at[0]], "\n"), "a tab stands in the indentation"
+		return 1 + strings.Count(text[:at[0]], "\n"), "a tab stands in the indentation"
 	}
-	return e
+	return line, cause
 }
 
 // loadYAML parses one document into nodes and refuses what makes YAML surprising:
@@ -61,7 +63,8 @@ func loadYAML(text string) (*yaml.Node, error) {
 	if err := decoder.Decode(&document); errors.Is(err, io.EOF) {
 		return nil, nil
 	} else if err != nil {
-		return nil, syntaxError(text, err)
+		line, cause := YAMLFault(text, err)
+		return nil, &yamlError{line, cause, "indent with spaces, and the fields of an object below each other"}
 	}
 	if !errors.Is(decoder.Decode(&more), io.EOF) {
 		return nil, &yamlError{0, "there is more than one YAML document", "remove the line with ---"}

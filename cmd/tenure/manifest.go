@@ -116,18 +116,9 @@ func readManifest(file string, text []byte) (found []*class, others int) {
 	}
 }
 
-// tabbed is an indentation with a tab in it, at which YAML libraries fail with
-// texts that do not name it.
-var tabbed = regexp.MustCompile(`(?m)^ *\t`)
-
 func noYAML(file string, text []byte, err error) *finding {
-	f := &finding{File: file, Cause: "is no YAML: " + strings.TrimPrefix(err.Error(), "yaml: "), Remedy: "mend it; a chart's templates must be rendered first"}
-	_, _ = fmt.Sscanf(err.Error(), "yaml: line %d:", &f.Line) // the library's errors have no other form
-	if at := tabbed.FindIndex(text); at != nil {
-		f.Line = 1 + bytes.Count(text[:at[0]], []byte("\n"))
-		f.Cause, f.Remedy = "is no YAML: a tab stands in the indentation", "indent with spaces"
-	}
-	return f
+	line, cause := provider.YAMLFault(string(text), err)
+	return &finding{File: file, Line: line, Cause: "is no YAML: " + cause, Remedy: "indent with spaces; a chart's templates must be rendered first"}
 }
 
 // readNode reads one object, or the objects of a list.

@@ -169,7 +169,7 @@ func TestMountRefuses(t *testing.T) {
 		want             string // of the error, with DIR for the directory
 	}{
 		{"no SPC", "kind: Pod", good, nil, "reading DIR/spc.yaml: there is no SecretProviderClass in it"},
-		{"bad YAML", "kind: SecretProviderClass\na: [", good, nil, "DIR/spc.yaml:2: is no YAML: line 2: did not find expected node content; mend it; a chart's templates must be rendered first"},
+		{"bad YAML", "kind: SecretProviderClass\na: [", good, nil, "DIR/spc.yaml:2: is no YAML: did not find expected node content; indent with spaces; a chart's templates must be rendered first"},
 		{"another provider", strings.Replace(trySPC, "tenure", "azure", 1), good, nil, `reading DIR/spc.yaml: spec.provider of "greeting" is "azure", and the driver would ask that provider; set tenure`},
 		{"no JWT", trySPC, "hvs.canary", nil, "reading --token-file: DIR/token holds no service account token; make one with: kubectl create token NAME --namespace default --audience vault"},
 		{"another account", trySPC, good, []string{"--service-account=api"}, "reading --token-file: the token is of service account shop/web, not shop/api; make one with: kubectl create token api --namespace shop --audience vault"},
@@ -287,7 +287,7 @@ func TestChoose(t *testing.T) {
 		{"list", spc("a", "{parameters: {objects: [{objectName: x}]}}"), "", "", `f.yaml:4: default/a: field "objects": is not a string; write | behind objects: and leave the lines below as they are`},
 		{"text", spc("a", "hello"), "", "", "f.yaml:1: is no SecretProviderClass: line 4: a single value stands where a mapping belongs; write each field in the type that the API server takes; render a chart's templates first"},
 		{"parameters", spc("a", "{parameters: hello}"), "", "", "f.yaml:1: is no SecretProviderClass: line 4: a single value stands where a mapping belongs; write each field in the type that the API server takes; render a chart's templates first"},
-		{"tab", "kind: SecretProviderClass\nspec:\n\tprovider: tenure\n", "", "", "f.yaml:3: is no YAML: a tab stands in the indentation; indent with spaces"},
+		{"tab", "kind: SecretProviderClass\nspec:\n\tprovider: tenure\n", "", "", "f.yaml:3: is no YAML: a tab stands in the indentation; indent with spaces; a chart's templates must be rendered first"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			got, err := choose("f.yaml", []byte(row.text), row.choice)

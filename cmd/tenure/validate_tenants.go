@@ -45,18 +45,13 @@ func (r *report) checkTenants(c *class, request provider.Request) {
 	if r.rules == nil || err != nil {
 		return
 	}
-	type question struct {
-		tenant string
-		node   bool
-	}
-	asked := map[question]bool{}
+	said := map[string]bool{}
 	for _, o := range spec.Objects {
-		q := question{o.Tenant, o.Read.ByNode()}
-		if q == (question{}) || asked[q] {
+		if o.Tenant == "" && !o.Read.ByNode() {
 			continue
 		}
-		asked[q] = true
-		if p := r.rules.Lacks(request.Pod.Namespace, o.Read); p != nil {
+		if p := r.rules.Lacks(request.Pod.Namespace, o.Read); p != nil && !said[p.Cause] {
+			said[p.Cause] = true
 			r.add(c, finding{Field: p.Field, Cause: p.Cause, Remedy: p.Remedy})
 		}
 	}

@@ -38,6 +38,7 @@ func TestValidateShowsAllProblems(t *testing.T) {
 		{"validate-none", 0, []string{"-f=testdata/validate/chart/other.yml", "-o=text"}},
 		{"validate-tenants", 1, []string{"-f=testdata/tenants/spcs.yaml", "--tenant-bindings=testdata/tenants/bindings.yaml"}},
 		{"validate-bindings", 1, []string{"--tenant-bindings=testdata/tenants/broken.yaml"}},
+		{"validate-bindings-aws", 1, []string{"--tenant-bindings=testdata/tenants/aws.yaml"}},
 		{"validate-json", 1, []string{"-f=testdata/validate/dumps", "--provider-name=tenure", "--provider-name=vault", "-o=json"}},
 	} {
 		t.Run(row.golden, func(t *testing.T) {

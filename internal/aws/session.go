@@ -64,17 +64,15 @@ func (s *Source) session(ctx context.Context, q question) (aws.Credentials, *lea
 // identity comes from the cluster's operator alone: no SPC can name one.
 func (s *Source) check(q question) *lease.Failure {
 	q.op = opExchange
-	partition, there := provider.PartitionOfRole(q.RoleARN), provider.Partition(q.Region)
+	cause, remedy := provider.RoleFault(q.RoleARN, q.Region)
 	switch {
 	case q.Identity == provider.NodeIdentity && (s.cfg.Node == nil || q.RoleARN == ""):
 		return notLent()
 	case q.RoleARN == "" && q.Identity == provider.AgentIdentity:
 	case q.Region == "":
 		return q.noRegion()
-	case partition == "":
-		return q.fail(lease.Wrong, provider.Invalid, "roleArn", "it is no ARN of an IAM role", "correct it")
-	case partition != there:
-		return q.fail(lease.Wrong, provider.Invalid, "roleArn", "the role is of partition "+partition+", and the region of "+there, "name a role and a region of one partition")
+	case cause != "":
+		return q.fail(lease.Wrong, provider.Invalid, "roleArn", "roleArn "+cause, remedy)
 	}
 	return nil
 }

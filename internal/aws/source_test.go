@@ -265,22 +265,22 @@ func (r *recorder) RoundTrip(q *http.Request) (*http.Response, error) {
 // STS is asked in the region, whatever the partition.
 func TestEndpoints(t *testing.T) {
 	for _, row := range []struct {
-		region, want string
-		fips         bool
+		region, partition, want string
+		fips                    bool
 	}{
-		{"us-east-1", "https://sts.us-east-1.amazonaws.com", false},
-		{"eu-central-1", "https://sts.eu-central-1.amazonaws.com", false},
-		{"cn-north-1", "https://sts.cn-north-1.amazonaws.com.cn", false},
-		{"us-iso-east-1", "https://sts.us-iso-east-1.c2s.ic.gov", false},
-		{"eusc-de-east-1", "https://sts.eusc-de-east-1.amazonaws.eu", false},
-		{"us-east-1", "https://sts-fips.us-east-1.amazonaws.com", true},
-		{"us-gov-west-1", "https://sts.us-gov-west-1.amazonaws.com", true},
+		{"us-east-1", "aws", "https://sts.us-east-1.amazonaws.com", false},
+		{"eu-central-1", "aws", "https://sts.eu-central-1.amazonaws.com", false},
+		{"cn-north-1", "aws-cn", "https://sts.cn-north-1.amazonaws.com.cn", false},
+		{"us-iso-east-1", "aws-iso", "https://sts.us-iso-east-1.c2s.ic.gov", false},
+		{"eusc-de-east-1", "aws-eusc", "https://sts.eusc-de-east-1.amazonaws.eu", false},
+		{"us-east-1", "aws", "https://sts-fips.us-east-1.amazonaws.com", true},
+		{"us-gov-west-1", "aws-us-gov", "https://sts.us-gov-west-1.amazonaws.com", true},
 	} {
 		s, err := New(Config{Region: row.region, FIPS: row.fips})
 		require.NoError(t, err)
 		asked := &recorder{}
 		s.http.Transport = asked
-		_, f := read(t, s, asPod(func(a *provider.AWS) { a.RoleARN = strings.Replace(role, "aws", provider.Partition(row.region), 1) }))
+		_, f := read(t, s, asPod(func(a *provider.AWS) { a.RoleARN = strings.Replace(role, "aws", row.partition, 1) }))
 		require.NotNil(t, f)
 		require.Equal(t, []string{row.want}, asked.hosts, "once, without a retry")
 		s.Close()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -404,4 +405,18 @@ func TestNodeIdentityNeedsARule(t *testing.T) {
 	require.NoError(t, parsed.refusal())
 	require.Equal(t, "arn:aws:iam::123456789012:role/t-a", parsed.reads[0].read.AWS.RoleARN)
 	require.NotContains(t, fmt.Sprint(parsed.reads[0].read), "author-says")
+
+	// A name that AWS would not take in the rule's role is nobody else's fault.
+	rules, err = tenant.Parse([]byte("rules:\n" + rule("r", ", aws: {roleArn: 'arn:aws:iam::123456789012:role/pool-{tenant}'}", "*")))
+	require.NoError(t, err)
+	w.m.Tenants = &bindings{rules: rules}
+	long := strings.Repeat("a", 63)
+	both := spec()
+	both.Tenants.OnFailure = "skip"
+	both.Objects = append(both.Objects, provider.Object{Name: long + "/aws", Tenant: long, Read: provider.Read{Tenant: long, AWS: read.AWS}})
+	parsed, err = w.bind(both, false)
+	require.NoError(t, err)
+	require.NoError(t, parsed.refusal())
+	require.Len(t, parsed.reads, 1)
+	require.ErrorContains(t, parsed.refused[long], `aws.roleArn of rule "r" of the tenant bindings: has the role name "pool-`+long+`" of 68 characters`)
 }

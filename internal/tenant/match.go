@@ -1,9 +1,7 @@
 package tenant
 
 import (
-	"bytes"
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
@@ -36,7 +34,8 @@ func (r *rule) names() []string {
 // role, mount and namespace are the rule's alone. Every other read of a tenant is only
 // allowed by it, and one without tenant is answered as it is. What is issued
 // before rotateAfter has to be replaced; zero: nothing. The error is a
-// *provider.Error of class Denied that names the rule that lacks something.
+// *provider.Error of class Denied that names the rule that lacks something, or would
+// ask AWS for what it does not take.
 func (rs *Rules) Bind(pod provider.Pod, read provider.Read) (bound provider.Read, rotateAfter time.Time, err error) {
 	if read.Tenant == "" && !read.ByNode() {
 		return read, time.Time{}, nil
@@ -45,17 +44,39 @@ func (rs *Rules) Bind(pod provider.Pod, read provider.Read) (bound provider.Read
 	if r == nil {
 		return read, time.Time{}, rs.refusal(pod, read.Tenant)
 	}
-	if lacks := r.lacks(read); lacks != nil {
-		return read, time.Time{}, lacks
+	bound, no := r.bind(pod, read)
+	if no != nil {
+		return read, time.Time{}, no
 	}
-	replace := replacer(pod, read.Tenant)
+	return bound, r.rotate, nil
+}
+
+// bind completes a read that uses the daemon's own identity.
+func (r *rule) bind(pod provider.Pod, read provider.Read) (bound provider.Read, no *provider.Error) {
+	if no = r.lacks(read); no != nil {
+		return read, no
+	}
 	if read.AWS.Identity == provider.NodeIdentity {
-		read.AWS = r.AWS.fill(read.AWS, replace)
+		read.AWS, no = r.session(pod, read)
 	}
 	if read.Login.AWSIdentity == provider.NodeIdentity {
-		read.Login.Role, read.Login.Mount, read.Login.Namespace = replace(r.Vault.Role), r.Vault.Mount, r.Vault.Namespace
+		read.Login.Role, read.Login.Mount, read.Login.Namespace = replacer(pod, read.Tenant)(r.Vault.Role), r.Vault.Mount, r.Vault.Namespace
 	}
-	return read, r.rotate, nil
+	return read, no
+}
+
+// session makes the rule's templates into what one read asks AWS for. That a tenant's
+// or a pod's name makes them into what AWS does not take refuses that one alone.
+func (r *rule) session(pod provider.Pod, read provider.Read) (filled provider.AWS, no *provider.Error) {
+	s := r.AWS.session
+	s.Region = cmp.Or(s.Region, read.AWS.Region)
+	filled = s.Fill(r.filler(pod, read.Tenant), func(field, cause, remedy string) {
+		if no == nil {
+			no = denied(read.Tenant, "identity", fmt.Sprintf("aws.%s of rule %q of the tenant bindings: %s", field, r.Name, cause), "have the cluster's operator mend that rule: "+remedy)
+		}
+	})
+	filled.Identity, filled.TTL, filled.Endpoint, filled.User = read.AWS.Identity, read.AWS.TTL, read.AWS.Endpoint, read.AWS.User
+	return filled, no
 }
 
 // find returns the first rule for a pod and a tenant; nil: there is none.
@@ -72,12 +93,13 @@ func (rs *Rules) find(pod provider.Pod, tenant string) *rule {
 // read, for those who check an SPC without a pod; nil: there is a rule.
 func (rs *Rules) Lacks(namespace string, read provider.Read) *provider.Error {
 	var lacks *provider.Error
+	pod := provider.Pod{Namespace: namespace, ServiceAccount: "x"} // as short as one can be
 	for i := range rs.rules {
 		r := &rs.rules[i]
 		if !matches(r.Namespaces, namespace) || !r.means(read.Tenant) {
 			continue
 		}
-		if lacks = r.lacks(read); lacks == nil {
+		if _, lacks = r.bind(pod, read); lacks == nil {
 			return nil
 		}
 	}
@@ -189,51 +211,4 @@ func (rs *Rules) refusal(pod provider.Pod, tenant string) *provider.Error {
 
 func denied(tenant, field, cause, remedy string) *provider.Error {
 	return &provider.Error{Class: provider.Denied, Field: field, Tenant: tenant, Cause: cause, Remedy: remedy}
-}
-
-// fill makes the rule's templates into what one read asks AWS for.
-func (a *aws) fill(out provider.AWS, replace func(string) string) provider.AWS {
-	out.RoleARN, out.Region, out.SessionPolicy, out.SessionTags = replace(a.RoleARN), cmp.Or(a.Region, out.Region), "", nil
-	if a.policy != nil {
-		out.SessionPolicy, _ = compact(each(a.policy, replace)) // Parse has tried it
-	}
-	for k, v := range a.SessionTags {
-		if out.SessionTags == nil {
-			out.SessionTags = make(map[string]string, len(a.SessionTags))
-		}
-		out.SessionTags[k] = replace(v)
-	}
-	return out
-}
-
-// each is a decoded policy with its texts replaced. They are replaced as values
-// of the document, never in its text: no name can end a quotation. Keys stay.
-func each(v any, replace func(string) string) any {
-	switch v := v.(type) {
-	case string:
-		return replace(v)
-	case []any:
-		out := make([]any, len(v))
-		for i := range v {
-			out[i] = each(v[i], replace)
-		}
-		return out
-	case map[string]any:
-		out := make(map[string]any, len(v))
-		for k := range v {
-			out[k] = each(v[k], replace)
-		}
-		return out
-	}
-	return v
-}
-
-// compact writes a policy as JSON with sorted keys and no spaces, as AWS counts
-// its length.
-func compact(policy any) (string, error) {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	err := e.Encode(policy)
-	return strings.TrimSuffix(b.String(), "\n"), err
 }

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -25,7 +24,6 @@ import (
 const (
 	maxBytes = 1 << 20
 	maxRules = 1000
-	maxTags  = 50 // session tags that AWS takes
 )
 
 // Rules are one version of the file, checked. They never change and may be used
@@ -49,11 +47,11 @@ type rule struct {
 // aws is what the daemon's own AWS identity is used for.
 type aws struct {
 	RoleARN       string            `yaml:"roleArn"`
-	SessionPolicy yaml.Node         `yaml:"sessionPolicy"` // a mapping, or JSON as text
+	SessionPolicy yaml.Node         `yaml:"sessionPolicy"` // a mapping, or YAML or JSON as text
 	SessionTags   map[string]string `yaml:"sessionTags"`
 	Region        string            `yaml:"region"`
 
-	policy any // SessionPolicy decoded; nil: none
+	session provider.Session // all of it
 }
 
 // vault is as what the daemon's own AWS identity logs in to the daemon's Vault.
@@ -92,7 +90,7 @@ func Parse(text []byte) (*Rules, error) {
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	decoder.KnownFields(true)
 	if err := decoder.Decode(&document); err != nil && !errors.Is(err, io.EOF) {
-		return nil, unreadable(err)
+		return nil, unreadable(text, err)
 	}
 	if !errors.Is(decoder.Decode(&struct{}{}), io.EOF) {
 		return nil, Problem{Cause: "there is more than one YAML document", Remedy: "put all rules into one list"}
@@ -123,20 +121,19 @@ func Parse(text []byte) (*Rules, error) {
 	return &Rules{document.Rules}, nil
 }
 
-// yamlLine is how the YAML library begins a text about a line.
-var yamlLine = regexp.MustCompile(`line (\d+): (.*)`)
-
 // unreadable puts the library's words into ours: those name Go's types.
-func unreadable(err error) error {
+func unreadable(text []byte, err error) error {
+	var mistyped *yaml.TypeError
+	if !errors.As(err, &mistyped) {
+		line, cause := provider.YAMLFault(string(text), err)
+		return Problem{Line: line, Cause: "it is no YAML: " + cause, Remedy: "indent with spaces"}
+	}
 	var errs []error
-	for _, found := range yamlLine.FindAllStringSubmatch(err.Error(), -1) {
-		line, _ := strconv.Atoi(found[1]) // digits, by the pattern
-		cause, _, _ := strings.Cut(found[2], " in type ")
+	for _, text := range mistyped.Errors {
+		line, cause := provider.YAMLFault("", errors.New(text))
+		cause, _, _ = strings.Cut(cause, " in type ")
 		cause, _, _ = strings.Cut(cause, " into ")
 		errs = append(errs, Problem{Line: line, Cause: "it is not the YAML of rules: " + cause, Remedy: "write rules: and below it a list of rules with the documented fields"})
-	}
-	if errs == nil {
-		return Problem{Cause: "it is no YAML: " + strings.TrimPrefix(err.Error(), "yaml: "), Remedy: "indent with spaces"}
 	}
 	return errors.Join(errs...)
 }
@@ -160,30 +157,36 @@ func lines(text []byte, rules []rule) {
 var (
 	namespaceGlob = regexp.MustCompile(`^[a-z0-9*][-a-z0-9*]{0,62}$`)
 	accountGlob   = regexp.MustCompile(`^[a-z0-9*][-a-z0-9.*]{0,252}$`)
-	roleARN       = regexp.MustCompile(`^arn:aws(-[a-z]+)*:iam::[0-9]{12}:role/[\w+=,.@/{}-]{1,512}$`)
-	region        = regexp.MustCompile(`^[a-z]{2}(-[a-z]+)+-[0-9]{1,2}$`)
-	tag           = regexp.MustCompile(`^[\p{L}\p{Z}\p{N}_.:/=+\-@{}]{1,256}$`) // of AWS's TagSession
-	placeholder   = regexp.MustCompile(`\{[A-Za-z]+\}`)
 )
+
+// fits makes the fault of a word out of the form that it must have.
+func fits(form *regexp.Regexp) func(word string) (fault string) {
+	return func(word string) string {
+		if form.MatchString(word) {
+			return ""
+		}
+		return "is no name and no pattern"
+	}
+}
 
 // check finds everything wrong with the rule and fills what is derived of it.
 func (r *rule) check(problem func(cause, remedy string)) {
 	for _, list := range [...]struct {
 		field  string
 		words  []string
-		good   func(string) bool
+		fault  func(string) string
 		remedy string
 	}{
-		{"namespaces", r.Namespaces, namespaceGlob.MatchString, "list names of namespaces, or patterns like team-*"},
-		{"serviceAccounts", r.ServiceAccounts, accountGlob.MatchString, "list names of service accounts, or patterns like app-*"},
-		{"tenants", r.Tenants, func(w string) bool { return provider.GlobFault(w) == "" }, "list names of tenants, or patterns like team-*"},
+		{"namespaces", r.Namespaces, fits(namespaceGlob), "list names of namespaces, or patterns like team-*"},
+		{"serviceAccounts", r.ServiceAccounts, fits(accountGlob), "list names of service accounts, or patterns like app-*"},
+		{"tenants", r.Tenants, provider.GlobFault, "list names of tenants, or patterns like team-*"},
 	} {
 		if len(list.words) == 0 && list.field != "tenants" {
 			problem(list.field+" are missing", list.remedy)
 		}
 		for _, w := range list.words {
-			if !list.good(w) {
-				problem(fmt.Sprintf("%s: %q is no name and no pattern", list.field, w), list.remedy)
+			if fault := list.fault(w); fault != "" {
+				problem(fmt.Sprintf("%s: %q %s", list.field, w, fault), list.remedy)
 			}
 		}
 	}
@@ -197,90 +200,82 @@ func (r *rule) check(problem func(cause, remedy string)) {
 		r.checkAWS(problem)
 	}
 	if r.Vault != nil {
-		if r.Vault.Role == "" || strings.Contains(r.Vault.Role, "*") {
-			problem("vault.role: is missing or a pattern", "name the Vault role to log in with, like reader-{tenant}")
-		}
-		if strings.ToLower(r.Vault.Role) != r.Vault.Role {
-			problem("vault.role: has upper case letters, which Vault's aws method takes for lower case ones", "write it in lower case")
-		}
-		r.placeholders("vault.role", r.Vault.Role, problem)
+		r.checkVault(problem)
 	}
 }
 
+// checkAWS lets provider check the session as an SPC's, with names in the place of
+// the placeholders that make it as long as it will be at least.
 func (r *rule) checkAWS(problem func(cause, remedy string)) {
+	told := map[string]bool{} // the first problem of each field is enough
+	report := func(field, cause, remedy string) {
+		if !told[field] {
+			told[field] = true
+			problem("aws."+field+": "+cause, remedy)
+		}
+	}
 	a := r.AWS
-	if !roleARN.MatchString(a.RoleARN) {
-		problem("aws.roleArn: is no ARN of a role", "write it like arn:aws:iam::123456789012:role/tenant-{tenant}")
+	if a.RoleARN == "" {
+		report("roleArn", "is missing", "write it like arn:aws:iam::123456789012:role/tenant-{tenant}")
 	}
-	r.placeholders("aws.roleArn", a.RoleARN, problem)
-	if a.Region != "" && !region.MatchString(a.Region) {
-		problem("aws.region: is no region", "write it like eu-central-1, or leave it out for the daemon's")
-	}
-	if len(a.SessionTags) > maxTags {
-		problem(fmt.Sprintf("aws.sessionTags: are more than %d", maxTags), "leave some out")
-	}
-	for _, k := range slices.Sorted(maps.Keys(a.SessionTags)) {
-		v := a.SessionTags[k]
-		if !tag.MatchString(k) || len(k) > 128 || v != "" && !tag.MatchString(v) || placeholder.MatchString(k) {
-			problem(fmt.Sprintf("aws.sessionTags: %q is no tag that AWS takes", k), "use letters, digits, spaces and _.:/=+-@")
+	a.session = provider.Session{RoleARN: a.RoleARN, Tags: a.SessionTags, Region: a.Region}
+	if !a.SessionPolicy.IsZero() {
+		policy, err := provider.ReadPolicy(&a.SessionPolicy)
+		if err != nil {
+			report(err.Field, err.Cause, err.Remedy)
 		}
-		r.placeholders("aws.sessionTags", v, problem)
+		a.session.Policy = policy
 	}
-	if a.SessionPolicy.IsZero() {
-		return
-	}
-	node := &a.SessionPolicy
-	if node.Kind == yaml.ScalarNode { // JSON, or YAML, as text
-		node = &yaml.Node{}
-		if yaml.Unmarshal([]byte(a.SessionPolicy.Value), node) == nil && node.Kind == yaml.DocumentNode {
-			node = node.Content[0]
-		}
-	}
-	policy, err := plain(node)
-	if _, mapping := policy.(map[string]any); !mapping || err != nil {
-		problem("aws.sessionPolicy: is no mapping that JSON can carry", "write the policy as YAML without anchors, or as JSON behind |")
-		return
-	}
-	a.policy = each(policy, func(s string) string { r.placeholders("aws.sessionPolicy", s, problem); return s })
+	pod := provider.Pod{Namespace: longest(r.Namespaces), ServiceAccount: longest(r.ServiceAccounts)}
+	a.session.Fill(r.filler(pod, longest(r.Tenants)), report)
 }
 
-// plain is a part of a policy as JSON has it. A text without quotes stays one: YAML
-// takes Version: 2012-10-17 for a date.
-func plain(n *yaml.Node) (part any, err error) {
-	switch n.Kind {
-	case yaml.MappingNode:
-		out := make(map[string]any, len(n.Content)/2)
-		for i := 0; i+1 < len(n.Content) && err == nil; i += 2 {
-			out[n.Content[i].Value], err = plain(n.Content[i+1])
+// longest returns the longest of names; of a pattern, what all its names have.
+func longest(globs []string) string {
+	longest := "x"
+	for _, g := range globs {
+		if name := strings.ReplaceAll(g, "*", ""); len(name) > len(longest) {
+			longest = name
 		}
-		return out, err
-	case yaml.SequenceNode:
-		out := make([]any, len(n.Content))
-		for i := 0; i < len(n.Content) && err == nil; i++ {
-			out[i], err = plain(n.Content[i])
-		}
-		return out, err
-	case yaml.ScalarNode:
-		if n.ShortTag() == "!!timestamp" {
-			return n.Value, nil
-		}
-		if err = n.Decode(&part); err == nil {
-			_, err = compact(part) // not every number is one of JSON's
-		}
-		return part, err
 	}
-	return nil, errors.New("an alias or nothing")
+	return longest
 }
 
-// placeholders reports those of text that the rule can't fill in.
-func (r *rule) placeholders(field, text string, problem func(cause, remedy string)) {
+func (r *rule) checkVault(problem func(cause, remedy string)) {
+	v := r.Vault
+	switch {
+	case v.Role == "" || strings.Contains(v.Role, "*"):
+		problem("vault.role: is missing or a pattern", "name the Vault role to log in with, like reader-{tenant}")
+	case !provider.Printable(v.Role):
+		problem("vault.role: has control characters", "remove them")
+	case strings.ToLower(v.Role) != v.Role:
+		problem("vault.role: has upper case letters, which Vault's aws method takes for lower case ones", "write it in lower case")
+	}
+	r.filler(provider.Pod{}, "")(v.Role, func(cause, remedy string) { problem("vault.role: "+cause, remedy) })
+	mount, fault := provider.AuthMount(v.Mount)
+	if fault != "" {
+		problem("vault.mount: "+fault, "write it like aws or clusters/one, without auth/ in front")
+	}
+	v.Mount = mount
+	if !provider.Printable(v.Namespace) {
+		problem("vault.namespace: has control characters", "remove them")
+	}
+}
+
+// filler returns what fills in a text of the rule, and reports the placeholders that
+// the rule does not know.
+func (r *rule) filler(pod provider.Pod, tenant string) func(text string, report func(cause, remedy string)) string {
 	known := []string{"{namespace}", "{serviceAccount}"}
 	if len(r.Tenants) > 0 {
 		known = append(known, "{tenant}")
 	}
-	for _, p := range placeholder.FindAllString(text, -1) {
-		if !slices.Contains(known, p) {
-			problem(field+": has the unknown placeholder "+p, "use "+strings.Join(known, ", "))
+	replace := replacer(pod, tenant)
+	return func(text string, report func(cause, remedy string)) string {
+		for _, p := range provider.Placeholders(text) {
+			if !slices.Contains(known, p) {
+				report("has the unknown placeholder "+p, "use "+strings.Join(known, ", "))
+			}
 		}
+		return replace(text)
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -66,14 +65,30 @@ func TestParseRefuses(t *testing.T) {
 		{"role with unknown placeholder", with("  aws: {roleArn: 'arn:aws:iam::123456789012:role/{pod}'}\n")},
 		{"tenant in a rule without tenants", strings.Replace(with(awsRule), "  tenants: [t-a, team-*]\n", "", 1)},
 		{"region", with(awsRule + "    region: us-east-1.evil.com\n")},
-		{"tags", with(awsRule + "    sessionTags: {'a{tenant}': b, c: \"d\\n\"}\n")},
+		{"region of a partition that is not the role's", with(awsRule + "    region: eusc-de-east-1\n")},
+		{"role too long with a name that is listed", strings.Replace(with("  aws: {roleArn: 'arn:aws:iam::123456789012:role/pool-{tenant}'}\n"), "t-a", strings.Repeat("a", 60), 1)},
+		{"tag with a placeholder in its key", with(awsRule + "    sessionTags: {'a{tenant}': b}\n")},
+		{"tag with a newline", with(awsRule + "    sessionTags: {c: \"d\\n\"}\n")},
+		{"tag of AWS", with(awsRule + "    sessionTags: {'aws:a': b}\n")},
+		{"tags in two cases", with(awsRule + "    sessionTags: {a: b, A: c}\n")},
+		{"tag too long", with(awsRule + "    sessionTags: {a: '" + strings.Repeat("x", 257) + "'}\n")},
+		{"tag too long with the names that are listed", with(awsRule + "    sessionTags: {a: '" + strings.Repeat("{tenant}", 64) + "x'}\n")},
 		{"vault without role", with("  vault: {mount: aws}\n")},
 		{"vault with upper case", with("  vault: {role: Reader}\n")},
+		{"vault with a newline", with("  vault: {role: \"a\\nb\", namespace: \"a\\nb\", mount: \"a\\nb\"}\n")},
+		{"vault with a mount elsewhere", with("  vault: {role: r, mount: ../sys}\n")},
 		{"vault with a pattern", with("  vault: {role: '*'}\n")},
 		{"vault at an address", with("  vault: {role: r, address: 'https://vault'}\n")},
 		{"policy a list", with(awsRule + "    sessionPolicy: [a]\n")},
 		{"policy no JSON", with(awsRule + "    sessionPolicy: '{'\n")},
-		{"policy with a number of YAML's", with(awsRule + "    sessionPolicy: {a: [.nan]}\n")},
+		{"policy empty", with(awsRule + "    sessionPolicy: {}\n")},
+		{"policy with a key twice", with(awsRule + "    sessionPolicy: {Statement: [], Statement: [{}]}\n")},
+		{"policy with null", with(awsRule + "    sessionPolicy: {Statement: [{Effect: }]}\n")},
+		{"policy with a newline", with(awsRule + "    sessionPolicy: {Statement: [\"a\\nb\"]}\n")},
+		{"policy too long", with(awsRule + "    sessionPolicy: {Statement: [" + strings.Repeat("x", 2048) + "]}\n")},
+		{"policy too long with a name that is listed", with(awsRule + "    sessionPolicy: {Statement: ['" + strings.Repeat("x", 2026) + "{serviceAccount}']}\n")},
+		{"policy far too long", with(awsRule + "    sessionPolicy: {Statement: [" + strings.Repeat("x", 8<<10) + "]}\n")},
+		{"policy with a number of YAML's", with(awsRule + "    sessionPolicy: {Statement: [.nan]}\n")},
 		{"policy with an anchor", with(awsRule + "    sessionPolicy: {a: &x {}, b: *x}\n")},
 		{"policy with unknown placeholder", with(awsRule + "    sessionPolicy: {Statement: [{Resource: 'arn:aws:s3:::x/{tennant}/*'}]}\n")},
 	} {
@@ -121,6 +136,9 @@ func TestBindGivesWhatTheRuleSays(t *testing.T) {
 		SessionPolicy: `{"Statement":[{"Action":["s3:*"],"Effect":"Allow","Resource":"arn:aws:s3:::data/team-1/<x>"}],"Version":"2012-10-17"}`,
 	}, bound.AWS)
 
+	_, _, err = rules.Bind(orders, provider.Read{Tenant: "team-" + strings.Repeat("1", 58), AWS: read.AWS})
+	require.NoError(t, err, "a name as long as one may be")
+
 	read = provider.Read{Source: "vault", Tenant: "t-a", Path: "database/creds/t-a"}
 	bound, after, err = rules.Bind(orders, read)
 	require.NoError(t, err)
@@ -133,8 +151,26 @@ func TestBindGivesWhatTheRuleSays(t *testing.T) {
 	require.Zero(t, after, "no rule is about what has no tenant and needs no rule")
 }
 
+// TestRegionsOfAllPartitions: what an SPC may name, a rule may.
+func TestRegionsOfAllPartitions(t *testing.T) {
+	for region, partition := range map[string]string{"eu-central-1": "aws", "us-gov-west-1": "aws-us-gov", "us-isob-east-1": "aws-iso-b", "eusc-de-east-1": "aws-eusc"} {
+		rules := parsed(t, with(strings.Replace(awsRule, "arn:aws:", "arn:"+partition+":", 1)+"    region: "+region+"\n"))
+		bound, _, err := rules.Bind(orders, provider.Read{Tenant: "t-a", AWS: provider.AWS{Identity: provider.NodeIdentity}})
+		require.NoError(t, err, region)
+		require.Equal(t, region, bound.AWS.Region)
+	}
+}
+
 func TestBindRefuses(t *testing.T) {
-	rules := parsed(t, with(""))
+	rules := parsed(t, with("")+`- name: templates
+  namespaces: [shop]
+  serviceAccounts: [templates]
+  tenants: ["*"]
+  aws:
+    roleArn: arn:aws:iam::123456789012:role/pool-{tenant}
+    sessionPolicy: {Statement: "`+strings.Repeat("{tenant}", 40)+`"}
+`)
+	templates := provider.Pod{Namespace: "shop", ServiceAccount: "templates"}
 	node := provider.AWS{Identity: provider.NodeIdentity}
 	var rows []string
 	for _, row := range []struct {
@@ -149,6 +185,9 @@ func TestBindRefuses(t *testing.T) {
 		{"nothing fits", provider.Pod{Namespace: "evil", ServiceAccount: "default"}, provider.Read{Tenant: "x"}},
 		{"no tenant with the daemon's identity", orders, provider.Read{AWS: node}},
 		{"no aws", orders, provider.Read{Tenant: "t-a", AWS: node}},
+		{"role name too long for the tenant", templates, provider.Read{Tenant: strings.Repeat("a", 60), AWS: node}},
+		{"policy too long for the tenant", templates, provider.Read{Tenant: strings.Repeat("a", 59), AWS: node}},
+		{"region of another partition", templates, provider.Read{Tenant: "t-a", AWS: provider.AWS{Identity: provider.NodeIdentity, Region: "cn-north-1"}}},
 	} {
 		_, _, err := rules.Bind(row.pod, row.read)
 		var e *provider.Error
@@ -215,19 +254,28 @@ func TestLacks(t *testing.T) {
 }
 
 // FuzzPolicy holds that a tenant's name changes nothing of a policy but the texts
-// that name it, whatever the template and the name.
+// that name it, whatever the template and the name, or is refused.
 func FuzzPolicy(f *testing.F) {
 	f.Add(`{"Statement": [{"Resource": "arn:aws:s3:::x/{tenant}/*"}]}`, "team-1")
-	f.Add(`{"a": "{tenant}{tenant}", "{tenant}": ["{tenant}", 1, true, null]}`, `","Effect":"Allow`)
+	f.Add(`{"Statement": "{tenant}{tenant}", "{tenant}": ["{tenant}", 1, true]}`, `","Effect":"Allow`)
 	f.Fuzz(func(t *testing.T, template, name string) {
 		var policy map[string]any
-		if json.Unmarshal([]byte(template), &policy) != nil || !utf8.ValidString(name) {
+		if json.Unmarshal([]byte(template), &policy) != nil {
 			return
 		}
-		text, err := compact(each(policy, func(s string) string { return strings.ReplaceAll(s, "{tenant}", name) }))
+		text, err := json.Marshal(template)
 		require.NoError(t, err)
+		rules, err := Parse([]byte(strings.Replace(with(awsRule+"    sessionPolicy: "), "team-*", "*", 1) + string(text)))
+		if err != nil {
+			return
+		}
+		bound, _, err := rules.Bind(orders, provider.Read{Tenant: name, AWS: provider.AWS{Identity: provider.NodeIdentity}})
+		if err != nil {
+			return
+		}
+		require.Regexp(t, `^[A-Za-z0-9._-]{1,63}$`, name)
 		var got map[string]any
-		require.NoError(t, json.Unmarshal([]byte(text), &got))
+		require.NoError(t, json.Unmarshal([]byte(bound.AWS.SessionPolicy), &got))
 		same(t, policy, got, name)
 	})
 }

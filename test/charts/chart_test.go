@@ -3,6 +3,7 @@ package charts
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -271,9 +272,12 @@ func TestTenantBindings(t *testing.T) {
 rules:
   - name: shop
     namespaces: [shop]
+    serviceAccounts: [orders]
     tenants: ["a-*"]
     rotateAfter: 2026-11-01T12:00:00Z
     aws:
+      roleArn: arn:aws-eusc:iam::123456789012:role/{tenant}
+      region: eusc-de-east-1
       sessionPolicy: {Version: 2012-10-17, Statement: [{Effect: Allow, Resource: "arn:aws:s3:::b/{tenant}/*"}]}
 `
 	m := render(t, "tenantBindings:"+strings.ReplaceAll(bindings, "\n", "\n  "))
@@ -282,10 +286,15 @@ rules:
 	mount, source := m.mountOf(t, "/etc/tenure/tenants")
 	require.Empty(t, mount.SubPath, "a subPath never changes")
 	require.Equal(t, m.configMap.Name, source.ConfigMap.Name)
+	rendered := []byte(m.configMap.Data["bindings.yaml"])
 	var want, got any
 	require.NoError(t, yaml.Unmarshal([]byte(bindings), &want))
-	require.NoError(t, yaml.Unmarshal([]byte(m.configMap.Data["bindings.yaml"]), &got))
+	require.NoError(t, yaml.Unmarshal(rendered, &got))
 	require.Equal(t, want, got)
+	file := filepath.Join(t.TempDir(), "bindings.yaml")
+	require.NoError(t, os.WriteFile(file, rendered, 0o600))
+	said, err := exec.CommandContext(t.Context(), repository+"/bin/tenure", "validate", "--tenant-bindings="+file).CombinedOutput()
+	require.NoError(t, err, "%s", said)
 }
 
 // TestSubChart installs the driver along, with what Tenure needs of it.
