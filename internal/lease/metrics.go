@@ -13,6 +13,7 @@ type metrics struct {
 	listErrors    *prometheus.CounterVec // by class
 	orphans       prometheus.Counter
 	journalErrors prometheus.Counter
+	recordsLeft   prometheus.Gauge
 	panics        prometheus.Counter
 }
 
@@ -34,12 +35,16 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		journalErrors: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: "tenure", Name: "journal_errors_total", Help: "Records that could not be written.",
 		}),
+		recordsLeft: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: "tenure", Name: "journal_records_left",
+			Help: "Records of volumes found at the start that only a later version can work with; nobody keeps their leases fresh.",
+		}),
 		panics: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: "tenure", Name: "volume_panics_total", Help: "Panics that were kept to one volume.",
 		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.panics, m.issued, m.readErrors, m.logins, m.renewals, m.ends, m.listErrors, m.orphans, m.journalErrors)
+		reg.MustRegister(m.panics, m.issued, m.readErrors, m.logins, m.renewals, m.ends, m.listErrors, m.orphans, m.journalErrors, m.recordsLeft)
 	}
 	return m
 }
