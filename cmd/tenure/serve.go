@@ -117,6 +117,7 @@ func run(ctx context.Context, c *config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer closing(&err, journal.Close)
+	journal.Register(d.metrics)
 	if key == nil {
 		if key, err = nodeVersionKey(c.stateDir); err != nil {
 			return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,8 +33,22 @@ const (
 type pod struct {
 	metav1.ObjectMeta `json:"metadata"`
 	Spec              struct {
-		Volumes []podVolume `json:"volumes"`
+		Volumes        []podVolume `json:"volumes"`
+		Containers     []container `json:"containers"`
+		InitContainers []container `json:"initContainers"`
 	} `json:"spec"`
+}
+
+type container struct {
+	Name          string        `json:"name"`
+	RestartPolicy string        `json:"restartPolicy"` // of an init container that goes on beside the others: Always
+	VolumeMounts  []volumeMount `json:"volumeMounts"`
+}
+
+type volumeMount struct {
+	Name        string `json:"name"` // of the volume
+	SubPath     string `json:"subPath"`
+	SubPathExpr string `json:"subPathExpr"`
 }
 
 type podVolume struct {
@@ -44,7 +59,8 @@ type podVolume struct {
 	} `json:"csi"`
 }
 
-// trimPod keeps the volumes of the driver and what says which pod it is.
+// trimPod keeps the volumes of the driver, where they are mounted with subPath, and
+// what says which pod it is.
 func trimPod(obj any) (any, error) {
 	decoded, err := decode[pod](obj)
 	full, ok := decoded.(*pod)
@@ -58,6 +74,20 @@ func trimPod(obj any) (any, error) {
 	for _, v := range full.Spec.Volumes {
 		if v.CSI != nil && v.CSI.Driver == driverName {
 			kept.Spec.Volumes = append(kept.Spec.Volumes, v)
+		}
+	}
+	for _, c := range full.Spec.InitContainers {
+		if c.RestartPolicy == "Always" { // the others end before a credential is replaced
+			full.Spec.Containers = append(full.Spec.Containers, c)
+		}
+	}
+	for _, c := range full.Spec.Containers {
+		c.VolumeMounts = slices.DeleteFunc(c.VolumeMounts, func(m volumeMount) bool {
+			ours := slices.ContainsFunc(kept.Spec.Volumes, func(v podVolume) bool { return v.Name == m.Name })
+			return !ours || m.SubPath == "" && m.SubPathExpr == ""
+		})
+		if len(c.VolumeMounts) > 0 {
+			kept.Spec.Containers = append(kept.Spec.Containers, container{Name: c.Name, VolumeMounts: slices.Clip(c.VolumeMounts)})
 		}
 	}
 	return kept, nil
@@ -114,7 +144,7 @@ func (p *Pods) Gone(of provider.Pod) bool {
 	if !p.follow.HasSynced() {
 		return false
 	}
-	if known, ok, _ := p.store.GetByKey(of.Namespace + "/" + of.Name); ok && is(known.(*pod), of.UID) {
+	if p.known(of) != nil {
 		return false
 	}
 	now := time.Now()
@@ -130,6 +160,28 @@ func (p *Pods) Gone(of provider.Pod) bool {
 		p.remember(of.UID, answer{until: now.Add(callTimeout)})
 	}
 	return false
+}
+
+// known returns the pod as the watch shows it; nil: it does not.
+func (p *Pods) known(of provider.Pod) *pod {
+	if obj, ok, _ := p.store.GetByKey(of.Namespace + "/" + of.Name); ok && is(obj.(*pod), of.UID) {
+		return obj.(*pod)
+	}
+	return nil
+}
+
+// SubPaths implements lease.Pods.
+func (p *Pods) SubPaths(of provider.Pod, volume string) (containers []string) {
+	known := p.known(of)
+	if known == nil {
+		return nil
+	}
+	for _, c := range known.Spec.Containers {
+		if slices.ContainsFunc(c.VolumeMounts, func(m volumeMount) bool { return m.Name == volume }) {
+			containers = append(containers, c.Name)
+		}
+	}
+	return containers
 }
 
 // ask asks the API server, and takes no answer for an answer.

@@ -172,3 +172,32 @@ func TestWhatIsKeptOfAPod(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, tombstone, same)
 }
+
+// TestSubPathsOfAPod: kubelet binds such a mount to one file, and never again.
+func TestSubPathsOfAPod(t *testing.T) {
+	of := apiPod("uid-1")
+	mount := func(volume, key, value string) any {
+		return map[string]any{"name": volume, "mountPath": "/x", key: value}
+	}
+	runs := func(name, restarts string, mounts ...any) any {
+		return map[string]any{"name": name, "image": "x", "restartPolicy": restarts, "volumeMounts": mounts}
+	}
+	spec := of.Object["spec"].(map[string]any)
+	spec["initContainers"] = []any{
+		runs("migrate", "", mount("db", "subPath", "user")), runs("proxy", "Always", mount("db", "subPath", "user")),
+	}
+	spec["containers"] = []any{
+		runs("app", "", mount("tmp", "subPath", "a"), mount("db", "mountPropagation", "None")),
+		runs("by-name", "", mount("db", "mountPropagation", "None"), mount("db", "subPath", "user")),
+		runs("by-variable", "", mount("db", "subPathExpr", "$(NAME)")),
+	}
+	p := pods(t, api(of))
+	synced(t, p)
+	require.Equal(t, []string{"by-name", "by-variable", "proxy"}, p.SubPaths(orders, "db"))
+	require.Empty(t, p.SubPaths(orders, "tmp"), "not a volume of the driver")
+	require.Empty(t, p.SubPaths(withUID("uid-0"), "db"), "another pod of this name")
+	kept := p.known(orders).Spec
+	require.Empty(t, kept.InitContainers)
+	require.Len(t, kept.Containers, 3)
+	require.Len(t, kept.Containers[0].VolumeMounts, 1, "what is not used is not kept")
+}

@@ -49,6 +49,10 @@ type Pods interface {
 	// it is there or that nothing is known. It does not wait: it may answer true
 	// only when it is asked again.
 	Gone(provider.Pod) bool
+	// SubPaths returns the containers of the pod that mount a part of a volume, by the
+	// volume's name, with subPath; none where nothing is known. It is called with a
+	// volume's lock held: it must neither wait nor call the Manager.
+	SubPaths(pod provider.Pod, volume string) []string
 }
 
 // Identities gives a pod's service account tokens beside those that come with
@@ -68,6 +72,17 @@ func (w *worker) deleted(now time.Time) bool {
 	}
 	_, err := w.m.Files.Current(w.rec.Target)
 	return errors.Is(err, volume.ErrNotMounted)
+}
+
+// volume is the volume's name in the pod: its target is …/<name>/mount.
+func (r *Record) volume() string { return filepath.Base(filepath.Dir(r.Target)) }
+
+// subPaths are the containers whose files are never updated.
+func (w *worker) subPaths() []string {
+	if w.m.Cluster.Pods == nil {
+		return nil
+	}
+	return w.m.Cluster.Pods.SubPaths(w.rec.Pod, w.rec.volume())
 }
 
 // switched tells what the volume holds now. mu is held.
@@ -135,7 +150,7 @@ func (m *Manager) Edit(e Edit) bool {
 	m.mu.Lock()
 	var of *worker
 	for _, w := range m.volumes {
-		if w.rec.Pod.UID == e.PodUID && filepath.Base(filepath.Dir(w.rec.Target)) == e.Volume {
+		if w.rec.Pod.UID == e.PodUID && w.rec.volume() == e.Volume {
 			of = w
 		}
 	}

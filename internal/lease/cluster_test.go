@@ -3,6 +3,8 @@ package lease
 import (
 	"context"
 	"errors"
+	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -20,6 +22,7 @@ type cluster struct {
 	texts    []string
 	switches []Switch
 	gone     map[string]bool // pod UIDs
+	subPaths []string        // of every pod
 	asked    []string        // audiences of the tokens that were asked for
 	refuse   error           // of those
 }
@@ -40,6 +43,12 @@ func (c *cluster) Gone(p provider.Pod) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.gone[p.UID]
+}
+
+func (c *cluster) SubPaths(provider.Pod, string) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.subPaths
 }
 
 func (c *cluster) Token(_ context.Context, _ provider.Pod, audience string) (provider.Token, error) {
@@ -83,23 +92,69 @@ func TestNoticesOfABackendThatStaysAway(t *testing.T) {
 		half := l.Due.Add(l.Expires.Sub(l.Due) / 2)
 		pause(time.Until(half) - time.Second)
 		require.Empty(t, c.told(), "half of what was left is not over")
+		requireGauges(t, n, 0, 0)
 		pause(time.Second)
 		require.Equal(t, []Notice{NoticeFailing}, c.told())
+		requireGauges(t, n, 1, 0)
 		require.Equal(t, `"db-user", "db-pass": keeping the credential fresh fails; it ends at `+l.Expires.UTC().Format(time.RFC3339)+": connection refused", c.text())
 		pause(time.Until(l.Expires) - time.Second)
 		require.Empty(t, c.told(), "once is enough")
 		pause(time.Second + tick)
 		require.Equal(t, []Notice{NoticeExpired}, c.told())
+		requireGauges(t, n, 0, 1)
 		pause(2 * time.Hour)
 		require.Empty(t, c.told())
 		n.backend.set(nil)
 		pause(20 * time.Minute)
 		require.True(t, p.works())
+		requireGauges(t, n, 0, 0)
 		require.Empty(t, c.told(), "what is well again needs nobody")
 		n.backend.set(func(string, string) error { return errDown })
 		pause(time.Hour)
 		require.Equal(t, []Notice{NoticeFailing, NoticeExpired}, c.told(), "another outage is told again")
 	})
+}
+
+func requireGauges(t *testing.T, n *node, failing, expired float64) {
+	t.Helper()
+	require.InDelta(t, failing, gauge(t, n.metrics, "tenure_leases_failing"), 0)
+	require.InDelta(t, expired, gauge(t, n.metrics, "tenure_leases_expired"), 0)
+}
+
+// TestNoticeOfSubPaths: the watch may show the pod only after its first Mount.
+func TestNoticeOfSubPaths(t *testing.T) {
+	clusterScene(t, func(t *testing.T, n *node, c *cluster) {
+		p := n.withOrders(time.Hour, 24*time.Hour)
+		require.NoError(t, p.mount())
+		pause(time.Second)
+		require.Empty(t, c.told())
+		c.mu.Lock()
+		c.subPaths = []string{"app", "side"}
+		c.mu.Unlock()
+		pause(2 * time.Minute)
+		require.Equal(t, []Notice{NoticeSubPath}, c.told())
+		require.Equal(t, `volume "v" is mounted with subPath in container app, side: Kubernetes never updates such a mount, `+
+			"and the credential there ends; mount the volume without subPath and read the file below its mountPath", c.text())
+		pause(30 * time.Hour)
+		require.NotContains(t, c.told(), NoticeSubPath, "once is enough")
+	})
+}
+
+func TestNoticesAreInTheirTable(t *testing.T) {
+	code, err := os.ReadFile("notice.go")
+	require.NoError(t, err)
+	docs, err := os.ReadFile("../../docs/kubernetes-permissions.md")
+	require.NoError(t, err)
+	var named, told []string
+	for _, m := range regexp.MustCompile(`Notice = "(\w+)"`).FindAllStringSubmatch(string(code), -1) {
+		named = append(named, m[1])
+	}
+	_, table, _ := strings.Cut(string(docs), "| reason | when |")
+	for _, m := range regexp.MustCompile("(?m)^\\| `(\\w+)`").FindAllStringSubmatch(table, -1) {
+		told = append(told, m[1])
+	}
+	require.NotEmpty(t, named)
+	require.ElementsMatch(t, named, told)
 }
 
 func TestNoticeOfLooksThatFail(t *testing.T) {

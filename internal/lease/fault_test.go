@@ -1,11 +1,14 @@
 package lease
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/tenure-csi/tenure/provider"
 )
 
 // down makes every call fail as if nobody listened.
@@ -325,12 +328,45 @@ func TestRestartChangesNothing(t *testing.T) {
 	})
 }
 
-func TestClockSteps(t *testing.T) {
-	now := time.Now()
-	require.True(t, passed(now, now))
-	require.False(t, passed(now, now.Add(time.Second)))
-	require.True(t, passed(now, now.Round(0).Add(-time.Second)))
-	require.True(t, isDue(now, now.Add(time.Hour), now.Add(time.Minute)), "issued in the future: the clock was set back")
-	require.False(t, isDue(now, now.Add(time.Hour), now.Add(-time.Minute)))
-	require.False(t, isDue(now, time.Time{}, now.Add(time.Minute)), "never due")
+// TestJournalThatCannotBeWritten refuses what is new, keeps what lives, and
+// forgets nothing once there is room again.
+func TestJournalThatCannotBeWritten(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		p := n.withOrders(time.Hour, 24*time.Hour)
+		require.NoError(t, p.mount())
+		n.mu.Lock()
+		n.saveErr = errors.New("no space left on device")
+		n.mu.Unlock()
+		logins, reads, renewals := n.backend.logins, n.backend.reads, n.backend.renewals
+
+		refused := n.pod("new", p.objects)
+		var e *provider.Error
+		require.ErrorAs(t, refused.mount(), &e)
+		require.Equal(t, provider.Exhausted, e.Class)
+		require.Contains(t, e.Error(), "writing the journal: no space left on device")
+		require.Contains(t, e.Error(), "make room in the state directory")
+		require.Equal(t, reads, n.backend.reads, "nothing is minted under a token that is not journaled")
+		require.Positive(t, gauge(t, n.metrics, "tenure_journal_errors_total"))
+		require.NoError(t, p.mount(), "a republish of a live volume never fails")
+		for range 10 * 60 {
+			pause(time.Minute)
+			require.True(t, p.works())
+		}
+		require.GreaterOrEqual(t, n.backend.renewals-renewals, 2*10, "token and lease are renewed")
+		require.Equal(t, reads, n.backend.reads)
+		require.LessOrEqual(t, n.backend.logins, logins+1)
+		require.Equal(t, 1, n.backend.tokenCount(), "the refused Mount's token is ended")
+
+		n.mu.Lock()
+		n.saveErr = nil
+		n.mu.Unlock()
+		require.NoError(t, refused.mount())
+		pause(time.Hour)
+		n.kill()
+		n.start(0)
+		pause(time.Minute)
+		require.True(t, p.works())
+		require.True(t, refused.works())
+		require.Equal(t, 2, n.backend.count())
+	})
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
 	"github.com/tenure-csi/tenure/internal/volume"
@@ -107,6 +108,17 @@ func (j *Journal) acquire(ctx context.Context) error {
 // Close lets another process have the journal.
 func (j *Journal) Close() error { return j.lock.Close() }
 
+// Register registers the metric of what the journal could not read.
+func (j *Journal) Register(reg prometheus.Registerer) {
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: "tenure", Name: "journal_records_damaged",
+		Help: "Records in the state directory that could not be read and were set aside as " + badExt + "; remove a file once it was looked at.",
+	}, func() float64 {
+		files, _ := filepath.Glob(filepath.Join(j.dir, "*"+badExt)) // fails for a bad pattern only
+		return float64(len(files))
+	}))
+}
+
 // Load implements Store. A record that can't be read is renamed to .bad, so that
 // the others live; its token ends by itself.
 func (j *Journal) Load() ([]*Record, volume.Mark, error) {
@@ -148,15 +160,23 @@ func readRecord(path string) (*Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Record{}
-	if err := json.Unmarshal(b, r); err != nil {
-		return nil, errors.New("it is no record of a volume") // the decoder's own text may quote a value
+	var of struct { // all that stays the same in every version
+		Schema int    `json:"schema"`
+		ID     string `json:"id"`
 	}
-	if r.Schema != schema {
-		return nil, fmt.Errorf("its schema is %d, this version reads %d", r.Schema, schema)
+	noRecord := errors.New("it is no record of a volume") // the decoder's own text may quote a value
+	if err := json.Unmarshal(b, &of); err != nil || of.Schema < schema {
+		return nil, noRecord
 	}
-	if r.ID+recordExt != filepath.Base(path) {
+	if of.ID+recordExt != filepath.Base(path) {
 		return nil, errors.New("its name is not that of the volume in it")
+	}
+	r := &Record{Schema: of.Schema, ID: of.ID}
+	if of.Schema > schema {
+		return r, nil
+	}
+	if err := json.Unmarshal(b, r); err != nil {
+		return nil, noRecord
 	}
 	return r, r.check()
 }

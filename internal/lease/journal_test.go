@@ -2,6 +2,7 @@ package lease
 
 import (
 	"context"
+	"encoding/json"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
 	"github.com/tenure-csi/tenure/internal/volume"
@@ -77,7 +79,7 @@ func TestJournalSetsBadRecordsAside(t *testing.T) {
 		"cut":     string(whole[:len(whole)/2]),
 		"empty":   "",
 		"null":    "null",
-		"newer":   `{"schema":99,"id":"newer"}`,
+		"older":   `{"schema":0,"id":"older"}`,
 		"renamed": string(whole),
 		"holes":   `{"schema":1,"id":"holes","current":{"dir":"..d","leases":[5]}}`,
 		"nil":     `{"schema":1,"id":"nil","leases":[null]}`,
@@ -91,10 +93,34 @@ func TestJournalSetsBadRecordsAside(t *testing.T) {
 	bad, err := filepath.Glob(filepath.Join(dir, "*.bad"))
 	require.NoError(t, err)
 	require.Len(t, bad, 7)
+	reg := prometheus.NewRegistry()
+	j.Register(reg)
+	require.InDelta(t, 7, gauge(t, reg, "tenure_journal_records_damaged"), 0)
+	require.NoError(t, os.Remove(bad[0]))
+	require.InDelta(t, 6, gauge(t, reg, "tenure_journal_records_damaged"), 0, "until somebody has looked at it")
+}
+
+// gauge is the sum of a registered metric's samples.
+func gauge(t *testing.T, reg *prometheus.Registry, name string) (sum float64) {
+	t.Helper()
+	all, err := reg.Gather()
+	require.NoError(t, err)
+	for _, f := range all {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			sum += m.GetGauge().GetValue() + m.GetCounter().GetValue()
+		}
+		return sum
+	}
+	require.Fail(t, "no such metric", name)
+	return 0
 }
 
 func FuzzJournalRecord(f *testing.F) {
 	f.Add([]byte(`{"schema":1,"id":"x","grants":[null],"leases":[{"id":1}],"current":{"leases":[1]}}`))
+	f.Add([]byte(`{"schema":1,"id":"x","later":{},"leases":[{"id":1,"later":[1e999]}],"current":{"later":null,"leases":[1]}}`))
 	dir, err := os.MkdirTemp("/dev/shm", "tenure-fuzz-*")
 	require.NoError(f, err)
 	f.Cleanup(func() { os.RemoveAll(dir) })
@@ -105,7 +131,18 @@ func FuzzJournalRecord(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// What is accepted can be worked with.
+		if r.Schema > schema {
+			return
+		}
+		// What is accepted is written back as it was, with all that is not known of it.
+		written, err := json.Marshal(r)
+		require.NoError(t, err)
+		again := &Record{}
+		require.NoError(t, json.Unmarshal(written, again))
+		rewritten, err := json.Marshal(again)
+		require.NoError(t, err)
+		require.Equal(t, string(written), string(rewritten))
+		// And it can be worked with.
 		r.settle(time.Now(), nil)
 		for _, l := range r.current() {
 			_ = r.end(l)

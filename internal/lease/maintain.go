@@ -179,6 +179,9 @@ func (w *worker) tokenExtended(e *extension, now time.Time) {
 	switch {
 	case e.late:
 	case e.err == nil:
+		if e.sent.Round(0).Before(g.Opened.Round(0)) { // the clock was set back: once is enough
+			g.Opened = e.sent
+		}
 		g.begin(e.sent, e.got.TTL)
 		w.tokenEnds(g, now)
 	case verdict == DeadAuth || verdict == Gone:

@@ -38,7 +38,8 @@ type Files interface {
 // Calls for one id are never made at once.
 type Store interface {
 	// Load returns every readable record and the recorded mark of the pods
-	// directory; what can't be read is set aside, never an error for the others.
+	// directory; what can't be read is set aside, never an error for the others. Of a
+	// record of a higher schema it returns the ID and Schema alone.
 	Load() ([]*Record, volume.Mark, error)
 	// Save writes one record; when it returns, a kill loses nothing of it.
 	Save(r *Record) error
@@ -124,6 +125,7 @@ func Open(c Config) (*Manager, error) {
 	for _, r := range records {
 		if err := m.serves(r); err != nil {
 			c.Log.Error("leaving a volume to the version that wrote its record", "record", r.ID, "error", err)
+			m.metrics.recordsLeft.Inc()
 			continue
 		}
 		adopted = append(adopted, m.adopt(r))
@@ -139,6 +141,9 @@ func Open(c Config) (*Manager, error) {
 // serves reports what in a record this version can't work with, after a
 // downgrade for example.
 func (m *Manager) serves(r *Record) error {
+	if r.Schema > schema {
+		return fmt.Errorf("its schema is %d, this version reads %d", r.Schema, schema)
+	}
 	for _, g := range r.Grants {
 		if m.Sources[g.Source] == nil {
 			return fmt.Errorf("source %q is not supported by this version", g.Source)

@@ -13,6 +13,7 @@ type metrics struct {
 	listErrors    *prometheus.CounterVec // by class
 	orphans       prometheus.Counter
 	journalErrors prometheus.Counter
+	recordsLeft   prometheus.Gauge
 	panics        prometheus.Counter
 }
 
@@ -34,12 +35,16 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		journalErrors: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: "tenure", Name: "journal_errors_total", Help: "Records that could not be written.",
 		}),
+		recordsLeft: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: "tenure", Name: "journal_records_left",
+			Help: "Records of volumes found at the start that only a later version can work with; nobody keeps their leases fresh.",
+		}),
 		panics: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: "tenure", Name: "volume_panics_total", Help: "Panics that were kept to one volume.",
 		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.panics, m.issued, m.readErrors, m.logins, m.renewals, m.ends, m.listErrors, m.orphans, m.journalErrors)
+		reg.MustRegister(m.panics, m.issued, m.readErrors, m.logins, m.renewals, m.ends, m.listErrors, m.orphans, m.journalErrors, m.recordsLeft)
 	}
 	return m
 }
@@ -49,6 +54,7 @@ type collector struct {
 	m       *Manager
 	volumes *prometheus.Desc
 	expired *prometheus.Desc
+	failing *prometheus.Desc
 	owed    *prometheus.Desc
 	tenants *prometheus.Desc
 	bytes   *prometheus.Desc
@@ -60,7 +66,7 @@ func (c collector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByC
 // Collect implements prometheus.Collector.
 func (c collector) Collect(ch chan<- prometheus.Metric) {
 	states := map[string]int{Live: 0, Waiting: 0, Away: 0, NeedsIdentity: 0, Expired: 0, Ending: 0}
-	expired, owed, held, leftOut := 0, 0, 0, 0
+	expired, failing, owed, held, leftOut := 0, 0, 0, 0, 0
 	for _, v := range c.m.Status() {
 		states[v.State]++
 		owed += v.Owed
@@ -70,12 +76,16 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 			if l.State == Expired {
 				expired++
 			}
+			if l.Failing {
+				failing++
+			}
 		}
 	}
 	for state, n := range states {
 		ch <- prometheus.MustNewConstMetric(c.volumes, prometheus.GaugeValue, float64(n), state)
 	}
 	ch <- prometheus.MustNewConstMetric(c.expired, prometheus.GaugeValue, float64(expired))
+	ch <- prometheus.MustNewConstMetric(c.failing, prometheus.GaugeValue, float64(failing))
 	ch <- prometheus.MustNewConstMetric(c.owed, prometheus.GaugeValue, float64(owed))
 	ch <- prometheus.MustNewConstMetric(c.tenants, prometheus.GaugeValue, float64(held), "held")
 	ch <- prometheus.MustNewConstMetric(c.tenants, prometheus.GaugeValue, float64(leftOut), "left-out")
@@ -87,6 +97,7 @@ func newCollector(m *Manager) collector {
 		m:       m,
 		volumes: prometheus.NewDesc("tenure_volumes", "Volumes by state.", []string{"state"}, nil),
 		expired: prometheus.NewDesc("tenure_leases_expired", "Leases in live files that are past their end.", nil, nil),
+		failing: prometheus.NewDesc("tenure_leases_failing", "Leases that could not be kept fresh through half of the life that was left when they fell due, and have not ended.", nil, nil),
 		owed:    prometheus.NewDesc("tenure_owed_ends", "Grants and leases whose end at the backend is still owed.", nil, nil),
 		tenants: prometheus.NewDesc("tenure_tenants", "Tenants of all volumes, by whether their files are there.", []string{"state"}, nil),
 		bytes:   prometheus.NewDesc("tenure_volume_bytes", "Memory that the files of all volumes take; --volume-budget bounds it.", nil, nil),

@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
 	"github.com/tenure-csi/tenure/internal/volume"
@@ -30,6 +31,7 @@ type node struct {
 	binder  Binder
 	m       *Manager
 	daemon  *instance
+	metrics *prometheus.Registry // of this life of the daemon
 
 	mu      sync.Mutex
 	mounts  map[string]*mounted // by target
@@ -93,13 +95,14 @@ func newNode(t *testing.T) *node {
 func (n *node) start(killAt int) {
 	n.effects = 0
 	n.daemon = &instance{backend: n.backend, n: n, killAt: killAt}
+	n.metrics = prometheus.NewRegistry()
 	log := slog.New(slog.DiscardHandler)
 	if out := n.log; out != nil || os.Getenv("TENURE_TEST_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(cmp.Or(out, io.Writer(os.Stderr)), nil))
 	}
 	m, err := Open(Config{
 		Sources: map[string]Source{"vault": n.daemon, "aws-sts": n.daemon}, Files: n.daemon, Store: store{n.daemon}, Tenants: n.binder, VersionKey: []byte("key"),
-		Log: log, sweep: n.sweep, MaxBytes: n.maxBytes, Cluster: n.cluster,
+		Log: log, sweep: n.sweep, MaxBytes: n.maxBytes, Cluster: n.cluster, Registerer: n.metrics,
 	})
 	require.NoError(n.t, err)
 	n.m = m
@@ -335,6 +338,7 @@ func clone(r *Record) *Record {
 			ID: g.ID, Source: g.Source, Login: g.Login, Token: g.Token, Accessor: g.Accessor, Opened: g.Opened, Length: g.Length,
 			Expires: g.Expires, End: g.End, Due: g.Due, Retry: g.Retry, Tries: g.Tries, Jitter: g.Jitter, Renewable: g.Renewable,
 			Revocable: g.Revocable, Borrowed: g.Borrowed, Pending: g.Pending, Ending: g.Ending, Ends: slices.Clone(g.Ends),
+			unknown: g.unknown,
 		}
 		c.Grants[i] = &copied
 	}

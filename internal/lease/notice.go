@@ -12,13 +12,14 @@ import (
 // Kubernetes wants it of an Event.
 type Notice string
 
-// The notices. Each of the first four is a condition that is told once when it
+// The notices. Each of the first five is a condition that is told once when it
 // begins, and again when it begins again.
 const (
 	NoticeFailing  Notice = "CredentialNotRenewed" // renewal and replacement have failed through half of the life that was left
 	NoticeIdentity Notice = "NeedsIdentity"        // nothing can be replaced before the next republish
 	NoticeExpired  Notice = "CredentialExpired"    // a credential in the files is past its end
 	NoticeChange   Notice = "ChangeNotCarriedOut"  // an edited SPC can't be carried out
+	NoticeSubPath  Notice = "SubPathNotUpdated"    // a container has a part of the volume by subPath, which nothing updates
 	NoticeToken    Notice = "TokenRestricted"      // the Vault role gives tokens that can't be revoked, or may not renew
 	NoticeWarning  Notice = "SpecWarning"          // something in the SPC is ignored
 	NoticeTenant   Notice = "TenantWithoutFiles"   // a tenant is left out, or the cluster's rules withdraw it
@@ -64,7 +65,7 @@ func (w *worker) conditions(now time.Time) map[Notice]condition {
 		case v.Leases[i].State == Expired:
 			found[NoticeExpired] = condition{text: l.named() + "the credential has ended" + at(v.Leases[i].Expires) +
 				"; the file stays and attempts go on" + because(l.Problem, v.Problem)}
-		case v.State != NeedsIdentity && l.failing(w.rec.end(l), now):
+		case v.State != NeedsIdentity && v.Leases[i].Failing:
 			found[NoticeFailing] = condition{text: l.named() + "keeping the credential fresh fails; it ends" + at(v.Leases[i].Expires) + because(l.Problem)}
 			if l.Kind != Leased {
 				found[NoticeFailing] = condition{text: l.named() + "looking for a new value fails, the old one stays" + because(l.Problem)}
@@ -76,6 +77,11 @@ func (w *worker) conditions(now time.Time) map[Notice]condition {
 	}
 	if c := w.change; c != nil && c.tries > 0 {
 		found[NoticeChange] = condition{about: c.hash, text: "the changed SecretProviderClass is not carried out, the old files stay" + because(c.err.Error())}
+	}
+	if of := w.subPaths(); len(of) > 0 {
+		about := strings.Join(of, ", ")
+		found[NoticeSubPath] = condition{about: about, text: fmt.Sprintf("volume %q is mounted with subPath in container %s: Kubernetes never updates such a mount, "+
+			"and the credential there ends; mount the volume without subPath and read the file below its mountPath", w.rec.volume(), about)}
 	}
 	return found
 }

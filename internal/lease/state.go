@@ -10,7 +10,8 @@ import (
 	"github.com/tenure-csi/tenure/provider"
 )
 
-// schema is the version of the journal's records. A newer one is set aside.
+// schema is the version of the journal's records. It is raised only for what an older
+// version must not work on, see unknown.
 const schema = 1
 
 // Record is all that is known of one volume and must outlive the process: the
@@ -28,6 +29,8 @@ type Record struct {
 	Retired []retired    `json:"retired,omitempty"` // replaced directories whose overlap has not ended
 	Grants  []*grant     `json:"grants,omitempty"`
 	Leases  []*lease     `json:"leases,omitempty"`
+
+	unknown unknown
 }
 
 // generation is one complete set of the volume's files.
@@ -37,6 +40,8 @@ type generation struct {
 	Leases []int  `json:"leases"` // in the SPC's order
 	// Withdraws says that the files which were taken out must not stay anywhere.
 	Withdraws bool `json:"withdraws,omitempty"`
+
+	unknown unknown
 }
 
 // spec is what an SPC is parsed from.
@@ -74,6 +79,7 @@ type grant struct {
 	Ending    bool           `json:"ending,omitempty"`  // its end is owed
 	Ends      []leaseEnd     `json:"ends,omitempty"`    // ends owed of single leases under it
 
+	unknown  unknown
 	inFlight int // reads under it that have not returned: it must not be ended meanwhile
 }
 
@@ -117,6 +123,8 @@ type lease struct {
 	Problem   string    `json:"problem,omitempty"`
 	// Headroom is how much of L must be left when it is replaced; 0: what the policy leaves.
 	Headroom time.Duration `json:"headroom,omitempty"`
+
+	unknown unknown
 }
 
 // object is one object of a generation: its version and its files.

@@ -51,6 +51,9 @@ type LeaseStatus struct {
 	Expires   time.Time `json:"expires,omitzero"`
 	Next      time.Time `json:"next,omitzero"` // when it is renewed, replaced or looked at
 	Renewable bool      `json:"renewable"`
+	// Failing says that keeping it fresh has failed through half of the life that was
+	// left when it fell due. One that is expired does not fail any more.
+	Failing bool `json:"failing,omitempty"`
 	// Unrevocable says that nobody can end it before Expires: it outlives its pod.
 	Unrevocable bool   `json:"unrevocable,omitempty"`
 	Problem     string `json:"problem,omitempty"`
@@ -97,6 +100,7 @@ func (w *worker) report(now time.Time) VolumeStatus {
 		if !s.Expires.IsZero() && passed(now, s.Expires) || l.LeaseID != "" && g != nil && !g.Expires.IsZero() && passed(now, g.Expires) {
 			s.State, v.State = Expired, Expired
 		}
+		s.Failing = s.State != Expired && l.failing(s.Expires, now)
 		v.Leases = append(v.Leases, s)
 	}
 	for _, g := range r.Grants {

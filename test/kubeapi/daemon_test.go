@@ -83,6 +83,8 @@ func TestDaemonUsesTheAPI(t *testing.T) {
 	require.Contains(t, said["ChangeNotCarriedOut"], `object "x"`)
 	require.Contains(t, said["ChangeNotCarriedOut"], "nothing is there")
 	require.Contains(t, said["SpecWarning"], "mine")
+	soon(t, "word of the subPath mount", func() bool { return messages(t, pod)["SubPathNotUpdated"] != "" })
+	require.Contains(t, messages(t, pod)["SubPathNotUpdated"], "container fixed")
 	require.NotContains(t, fmt.Sprint(said), string(user))
 
 	// The pod is deleted, and its directory stays: the lease ends all the same.

@@ -28,11 +28,12 @@ func running(t *testing.T, run func(ctx context.Context)) {
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// makePod makes a pod on a node, with a volume "secrets" of an SPC.
+// makePod makes a pod on a node, with a volume "secrets" of an SPC, which one of its
+// containers mounts with subPath.
 func makePod(t *testing.T, name, node, spc string) provider.Pod {
 	t.Helper()
 	require.NoError(t, create(t.Context(), pods, namespace, fmt.Appendf(nil, `{apiVersion: v1, kind: Pod, metadata: {name: %s}, spec: {
-nodeName: %s, serviceAccountName: app, containers: [{name: c, image: none}],
+nodeName: %s, serviceAccountName: app, containers: [{name: c, image: none, volumeMounts: [{name: secrets, mountPath: /c}]}, {name: fixed, image: none, volumeMounts: [{name: secrets, mountPath: /f, subPath: user}]}],
 volumes: [{name: secrets, csi: {driver: secrets-store.csi.k8s.io, readOnly: true, volumeAttributes: {secretProviderClass: %s, mine: "1"}}}]}}`, name, node, spc)))
 	made, err := admin.Resource(pods).Namespace(namespace).Get(t.Context(), name, metav1.GetOptions{})
 	require.NoError(t, err)
@@ -78,6 +79,10 @@ func TestPods(t *testing.T) {
 	soon(t, "word of a pod that never was", func() bool { return p.Gone(never) })
 	require.False(t, p.Gone(here))
 	require.False(t, p.Gone(there), "a pod of another node is there, though the watch does not show it")
+	soon(t, "the pod in the watch", func() bool { return len(p.SubPaths(here, "secrets")) > 0 })
+	require.Equal(t, []string{"fixed"}, p.SubPaths(here, "secrets"))
+	require.Empty(t, p.SubPaths(here, "another"))
+	require.Empty(t, p.SubPaths(there, "secrets"))
 	removePod(t, here.Name)
 	soon(t, "word of the deletion", func() bool { return p.Gone(here) })
 	again := makePod(t, "pods-here", "n-pods", "x")
