@@ -85,7 +85,7 @@ func (a *attacked) asked(t *testing.T) int {
 // whom. SITE stands for the site's name, EVIL for the attacker's own Vault.
 var honest = map[string]map[string]string{
 	"node at STS": {"tenants": "[acme]", "objects": byNode},
-	"pod at STS":  {"tenants": "[acme]", "objects": byPod},
+	"pod at STS":  {"tenants": "[acme]", "objects": byRole},
 	"node at Vault": {
 		"tenants": "[acme]", "objects": kv, "vaultAuthMethod": "aws", "awsIdentity": "node", "roleName": "any",
 	},
@@ -157,7 +157,6 @@ func attacks(t *testing.T) []attack {
 	object := func(more string) map[string]string {
 		return map[string]string{"objects": "[{objectName: '{tenant}/aws', source: aws-sts, identity: node, format: json, " + more + "}]"}
 	}
-	const policy = `{Version: "2012-10-17", Statement: [{Effect: Allow, Action: "s3:*", Resource: "*"}]}`
 	var rows []attack
 	for _, by := range []string{"node at STS", "pod at STS", "node at Vault", "pod at Vault"} {
 		rows = append(rows,
@@ -182,11 +181,15 @@ func attacks(t *testing.T) []attack {
 		attack{name: "a role beside the node", by: "node at STS", spc: object("roleArn: 'arn:aws:iam::123456789012:role/pool-globex'")},
 		attack{name: "a role beside the node in defaults", by: "node at STS", spc: map[string]string{"defaults": "{roleArn: 'arn:aws:iam::123456789012:role/pool-globex'}"}},
 		attack{name: "a role beside the node through volumeAttributes", by: "node at STS", author: object("roleArn: 'arn:aws:iam::123456789012:role/pool-globex'")},
-		attack{name: "a policy beside the node", by: "node at STS", spc: object("sessionPolicy: " + policy)},
+		attack{name: "a policy beside the node", by: "node at STS", spc: object("sessionPolicy: " + everything)},
 		attack{name: "tags beside the node", by: "node at STS", spc: object("sessionTags: {tenant: globex}")},
 		attack{name: "a token beside the node", by: "node at STS", spc: object("audience: vault")},
 		attack{name: "an STS of its own", by: "node at STS", spc: object("endpoint: EVIL")},
 		attack{name: "without a role", by: "pod at STS", spc: map[string]string{"objects": "[{objectName: '{tenant}/aws', source: aws-sts, format: json}]"}},
+		attack{name: "another tenant's role", by: "pod at STS", spc: byRoleOf("globex", ""), asks: true},
+		attack{name: "another tenant's role, for everything", by: "pod at STS", spc: byRoleOf("globex", everything), asks: true},
+		attack{name: "another tenant's role through volumeAttributes", by: "pod at STS", author: byRoleOf("globex", ""), asks: true},
+		attack{name: "another tenant's role without tenants", by: "pod at STS", spc: withoutTenants(byRoleOf("globex", "")), asks: true},
 		attack{name: "a token of its own making", by: "pod at STS", edit: tokens(forged, "app"), asks: true},
 		attack{name: "another account's token", by: "pod at STS", edit: tokens(stolen, "other")},
 		attack{name: "without tenants", by: "node at Vault", spc: map[string]string{"tenants": "-", "objects": "[{objectName: kv, secretPath: SITE/globex}]"}},
@@ -264,25 +267,4 @@ func TestAttackersGetTheirOwn(t *testing.T) {
 		})
 	}
 	require.Zero(t, a.calls.Load())
-}
-
-// TestPodsRoleIsTheBoundary shows what the documentation warns of: with the pod's
-// own identity the author says the session policy, and the IAM role alone holds.
-// MinIO's one role may everything, so that such a session reaches another tenant.
-func TestPodsRoleIsTheBoundary(t *testing.T) {
-	a := newAttacked(t)
-	role := "roleArn: 'arn:aws:iam::123456789012:role/pool', format: json, source: aws-sts"
-	for _, row := range []attack{
-		{name: "without a policy", spc: map[string]string{"objects": "[{objectName: '{tenant}/aws', " + role + "}]"}},
-		{name: "another's policy", spc: map[string]string{"objects": strings.Replace(byPod, "tenants/{tenant}", "tenants/globex", 1)}},
-		{name: "without tenants", spc: map[string]string{"tenants": "-", "objects": "[{objectName: acme/aws, " + role + "}]"}},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			row.by = "pod at STS"
-			v := a.volume(t, row)
-			_, err := v.Mount(t.Context())
-			require.NoError(t, err)
-			require.Empty(t, keysIn(t, v, "acme/aws").put(t.Context(), "globex"))
-		})
-	}
 }

@@ -22,12 +22,23 @@ var (
 	cloud *fixture.AWS
 )
 
+// roleOf is an IAM role of one tenant, pool-<tenant>, that a service account of
+// namespace shop may assume, and the daemon's own identity. It reads and writes the
+// tenant's prefix and nothing else.
+func roleOf(tenant, account string) fixture.Role {
+	return fixture.Role{
+		Name:   "pool-" + tenant,
+		Trusts: []string{"system:serviceaccount:shop:" + account, "arn:aws:iam::" + fixture.Account + ":user/vaultuser"},
+		Policy: `{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": ["s3:GetObject", "s3:PutObject"], "Resource": "arn:aws:s3:::tenants/` + tenant + `/*"}]}`,
+	}
+}
+
 func TestMain(m *testing.M) {
 	os.Exit(fixture.Run(func() int {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		var err error
-		if cloud, err = fixture.StartAWS(ctx, stack.Issuer); err != nil {
+		if cloud, err = fixture.StartAWS(ctx, stack.Issuer, roleOf("acme", "app"), roleOf("globex", "other")); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}

@@ -40,6 +40,15 @@ type options struct {
 // user is one who may ask MinIO's STS for sessions of its own rights.
 type user struct{ name, secret, policy string }
 
+// parseUser reads the value of -user.
+func parseUser(text string) (user, error) {
+	parts := strings.SplitN(text, ":", 3)
+	if len(parts) != 3 {
+		return user{}, errors.New("want name:secret:policy")
+	}
+	return user{parts[0], parts[1], parts[2]}, nil
+}
+
 func main() {
 	var o options
 	flag.StringVar(&o.listen, "listen", "127.0.0.1:9000", "loopback `address` to serve on")
@@ -48,13 +57,10 @@ func main() {
 	flag.StringVar(&o.issuerURL, "issuer", "", "`URL` of an OpenID configuration: holders of its tokens get sessions")
 	flag.StringVar(&o.audience, "audience", "", "the `audience` that such a token must name")
 	flag.StringVar(&o.policy, "policy", "readwrite", "MinIO's `policy` that these sessions have")
-	flag.Func("user", "`name:secret:policy` of a user to make; may be repeated", func(text string) error {
-		parts := strings.Split(text, ":")
-		if len(parts) != 3 {
-			return errors.New("want name:secret:policy")
-		}
-		o.users = append(o.users, user{parts[0], parts[1], parts[2]})
-		return nil
+	flag.Func("user", "`name:secret:policy` of a user to make, with one of MinIO's policies or one of its own as JSON; may be repeated", func(text string) error {
+		u, err := parseUser(text)
+		o.users = append(o.users, u)
+		return err
 	})
 	flag.Parse()
 	if err := o.check(); err != nil {
@@ -131,6 +137,12 @@ func (o options) prepare(ctx context.Context) error {
 	for _, u := range o.users {
 		if err := admin.AddUser(ctx, u.name, u.secret); err != nil {
 			return fmt.Errorf("making user %s: %w", u.name, err)
+		}
+		if document := u.policy; strings.HasPrefix(document, "{") {
+			u.policy = u.name
+			if err := admin.AddCannedPolicy(ctx, u.policy, []byte(document)); err != nil {
+				return fmt.Errorf("making the policy of user %s: %w", u.name, err)
+			}
 		}
 		if _, err := admin.AttachPolicy(ctx, madmin.PolicyAssociationReq{Policies: []string{u.policy}, User: u.name}); err != nil {
 			return fmt.Errorf("giving user %s a policy: %w", u.name, err)
