@@ -42,6 +42,9 @@ var cases = []struct {
 	{"the driver's rotation off: replaced under the living token", rotationOff},
 	{"the node rebooted: pods come back with other users, the old ones end with their TTL", reboot},
 	{"60 pods at once", manyPods},
+	{"what the daemon's process may do, and where it listens", posture},
+	{"the memory that the files of 100 volumes take", volumeMemory},
+	{"volumes that fill the budget at once: the daemon lives", fullBudget},
 }
 
 func TestE2E(t *testing.T) {
