@@ -57,7 +57,24 @@ func TestVolumeBudget(t *testing.T) {
 		_, err := parseConfig([]string{"--volume-budget=" + text}, nil, io.Discard)
 		require.ErrorContains(t, err, "it is no size of at least 8Mi; write it like 64Mi", text)
 	}
-	require.Greater(t, defaultBudget(), int64(8<<20))
+}
+
+func TestDivideMemory(t *testing.T) {
+	for _, row := range []struct {
+		name                   string
+		limit, machine, budget int64
+		want                   memory
+	}{
+		{"the chart's limit", 512 << 20, 16 << 30, 0, memory{files: 256 << 20, process: 176 << 20}},
+		{"a budget", 1 << 30, 16 << 30, 64 << 20, memory{files: 64 << 20, process: (1024 - 64 - 16 - 32) << 20}},
+		{"a budget that leaves nothing", 512 << 20, 16 << 30, 512 << 20, memory{files: 512 << 20, process: 32 << 20}},
+		{"no limit", 0, 16 << 30, 0, memory{files: 1 << 30}},
+		{"no limit, a budget", 0, 16 << 30, 64 << 20, memory{files: 64 << 20}},
+	} {
+		require.Equal(t, row.want, divideMemory(row.limit, row.machine, row.budget), row.name)
+	}
+	_, machine := memoryLimit()
+	require.Greater(t, machine, int64(64<<20))
 }
 
 func TestBadConfigurations(t *testing.T) {

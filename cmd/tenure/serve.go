@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -10,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -127,9 +127,14 @@ func run(ctx context.Context, c *config, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
+	limit, machine := memoryLimit()
+	share := divideMemory(limit, machine, c.volumeBudget)
+	if share.process > 0 && debug.SetMemoryLimit(-1) == math.MaxInt64 { // who sets GOMEMLIMIT knows better
+		debug.SetMemoryLimit(share.process)
+	}
 	leases := lease.Config{
 		Sources: map[string]lease.Source{"vault": source, "aws-sts": cloud, "rds-iam": cloud}, Files: files, Store: journal,
-		VersionKey: key, MaxBytes: cmp.Or(c.volumeBudget, defaultBudget()), Log: log, Registerer: d.metrics, Cluster: kube.Cluster,
+		VersionKey: key, MaxBytes: share.files, Log: log, Registerer: d.metrics, Cluster: kube.Cluster,
 	}
 	if bindings != nil {
 		leases.Tenants = bindings

@@ -15,6 +15,10 @@ const page = 4 << 10
 // pool of 512 reads of 8 KiB is 4 MiB; one answer of Vault's may be as long.
 const maxAnswers = 64 << 20
 
+// maxRecent bounds what is kept of files that were just written, in case the driver
+// has lost them. Credentials are small; what is large has no lease and is read again.
+const maxRecent = 16 << 20
+
 // budget bounds the bytes of all volumes together: pages that the daemon writes
 // are charged to it, and pods could have it killed. A namespace may take half.
 type budget struct {

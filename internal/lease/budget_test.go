@@ -221,3 +221,21 @@ func TestAnswersRefusedAreEnded(t *testing.T) {
 		require.True(t, p.works())
 	})
 }
+
+// TestRecentFilesAreBounded: what was just written is kept in memory for a while,
+// but what is too much for that is read again.
+func TestRecentFilesAreBounded(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		n.m.recents.most = 2 * big
+		first, second, third := n.bigPod("first", "greedy"), n.bigPod("second", "greedy"), n.bigPod("third", "other")
+		for _, p := range []*pod{first, second, third} {
+			require.NoError(t, p.mount())
+		}
+		require.EqualValues(t, 2*big, n.m.recents.total(), "second is not kept")
+		first.delete()
+		pause(sweepEvery + time.Second)
+		require.EqualValues(t, big, n.m.recents.total())
+		pause(keepAttempt)
+		require.Zero(t, n.m.recents.total())
+	})
+}

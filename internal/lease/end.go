@@ -20,7 +20,8 @@ func (w *worker) endVolume() {
 	r.settle(time.Now(), nil)
 	_ = w.count(0, true)
 	w.letGo()
-	w.versions, w.recent, w.change, w.identity = nil, nil, nil, provider.Identity{}
+	w.forgetRecent()
+	w.versions, w.change, w.identity = nil, nil, provider.Identity{}
 	if w.asked != nil {
 		w.asked.answer(nil, &provider.Error{Class: provider.Precondition, Cause: "the volume is gone from the node"})
 		w.asked = nil

@@ -74,7 +74,7 @@ func (w *worker) lapse(now time.Time) (changed bool) {
 		}
 	}
 	if w.recent != nil && passed(now, w.recent.until) {
-		w.recent = nil
+		w.locked(w.forgetRecent)
 	}
 	w.forgetGuards(now)
 	var stay []retired

@@ -78,6 +78,7 @@ type Manager struct {
 	pacer   *pacer
 	budget  budget // of files
 	answers budget
+	recents budget
 
 	mu      sync.Mutex
 	volumes map[string]*worker // by target
@@ -108,6 +109,7 @@ func Open(c Config) (*Manager, error) {
 			most: c.MaxBytes, spaces: map[string]int64{}, of: "files", remedy: "mount less on this node, or have the operator raise --volume-budget",
 		},
 		answers: budget{most: maxAnswers, spaces: map[string]int64{}, of: "answers", remedy: "read fewer or smaller secrets at once"},
+		recents: budget{most: maxRecent, spaces: map[string]int64{}}, // nobody is refused anything
 		volumes: map[string]*worker{}, ended: map[string]*worker{}, mark: mark,
 	}
 	m.Sources = make(map[string]Source, len(c.Sources))

@@ -35,6 +35,24 @@ type recent struct {
 	dir   string
 	files []volume.File
 	until time.Time
+	bytes int64
+}
+
+// keepRecent keeps what was just written, where there is room for it. mu is held.
+func (w *worker) keepRecent(r *recent) {
+	w.forgetRecent()
+	r.bytes = int64(dataBytes(r.files))
+	if w.m.recents.move(w.rec.Pod.Namespace, 0, r.bytes, false) == nil {
+		w.recent = r
+	}
+}
+
+// forgetRecent lets go of what was just written. mu is held.
+func (w *worker) forgetRecent() {
+	if w.recent != nil {
+		_ = w.m.recents.move(w.rec.Pod.Namespace, w.recent.bytes, 0, true)
+		w.recent = nil
+	}
 }
 
 // ask answers a Mount of a live and unchanged volume at once. Else it returns

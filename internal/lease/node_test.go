@@ -101,7 +101,7 @@ func (n *node) start(killAt int) {
 		log = slog.New(slog.NewTextHandler(cmp.Or(out, io.Writer(os.Stderr)), nil))
 	}
 	m, err := Open(Config{
-		Sources: map[string]Source{"vault": n.daemon, "aws-sts": n.daemon}, Files: n.daemon, Store: store{n.daemon}, Tenants: n.binder, VersionKey: []byte("key"),
+		Sources: map[string]Source{"vault": n.daemon, "aws-sts": n.daemon}, Files: n.daemon, Store: store{n.daemon}, Tenants: n.binder, VersionKey: []byte("the key of the tests"),
 		Log: log, sweep: n.sweep, MaxBytes: n.maxBytes, Cluster: n.cluster, Registerer: n.metrics,
 	})
 	require.NoError(n.t, err)

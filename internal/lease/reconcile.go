@@ -383,9 +383,9 @@ func (w *worker) write(gen *generation, files []volume.File, o order, now time.T
 		w.rec.Retired = append(w.rec.Retired, retired{Dir: foreign, Until: now.Add(minRetain)})
 	}
 	w.carried(o)
-	w.recent = nil
+	w.forgetRecent()
 	if !slices.ContainsFunc(files, func(f volume.File) bool { return f.Keep }) {
-		w.recent = &recent{dir: gen.Dir, files: files, until: now.Add(keepAttempt)}
+		w.keepRecent(&recent{dir: gen.Dir, files: files, until: now.Add(keepAttempt)})
 	}
 	if o.work != Mounting { // a Mount's answer tells the driver
 		w.switched()

@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,7 +26,7 @@ import (
 
 // apiServer is a real kube-apiserver with an etcd of its own, and nothing else:
 // objects are checked and kept, and no pod ever runs.
-type apiServer struct{ kube, kubeconfig string }
+type apiServer struct{ Server }
 
 // logShown is how much of a part's log a failed test shows.
 const logShown = 4 << 10
@@ -62,8 +61,8 @@ func startAPIServer(t *testing.T) apiServer {
 		"--service-account-issuer=https://kubernetes", "--service-account-key-file="+dir+"/sa.key", "--service-account-signing-key-file="+dir+"/sa.key",
 		"--disable-admission-plugins=ServiceAccount")) // no controller makes service accounts here
 	awaitReady(t, "https://"+port+"/readyz", token, dir+"/certs/apiserver.crt")
-	s := apiServer{kube, filepath.Join(dir, "kubeconfig")}
-	require.NoError(t, os.WriteFile(s.kubeconfig, fmt.Appendf(nil, `{apiVersion: v1, kind: Config, current-context: c,
+	s := apiServer{Server{Kube: kube, Kubeconfig: filepath.Join(dir, "kubeconfig")}}
+	require.NoError(t, os.WriteFile(s.Kubeconfig, fmt.Appendf(nil, `{apiVersion: v1, kind: Config, current-context: c,
 contexts: [{name: c, context: {cluster: c, user: u}}], users: [{name: u, user: {token: %s}}],
 clusters: [{name: c, cluster: {server: "https://%s", certificate-authority: %s}}]}`, token, port, dir+"/certs/apiserver.crt"), 0o600))
 	return s
@@ -118,25 +117,9 @@ func awaitReady(t *testing.T, url, token, ca string) {
 	}, 2*time.Minute, 100*time.Millisecond)
 }
 
-// kubectl runs the cluster's own; what it prints is both of its outputs.
-func (s apiServer) kubectl(t *testing.T, stdin string, args ...string) (string, error) {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), s.kube, append([]string{"kubectl", "--kubeconfig", s.kubeconfig}, args...)...)
-	cmd.Stdin = strings.NewReader(stdin)
-	out, err := cmd.CombinedOutput()
-	return string(out), err
-}
-
-func (s apiServer) mustKubectl(t *testing.T, args ...string) string {
-	t.Helper()
-	out, err := s.kubectl(t, "", args...)
-	require.NoError(t, err, out)
-	return out
-}
-
 func (s apiServer) helm(t *testing.T, values string, args ...string) {
 	t.Helper()
-	_, err := helm(t, values, append(args, "--namespace", "kube-system", "--kubeconfig", s.kubeconfig)...)
+	_, err := helm(t, values, append(args, "--namespace", "kube-system", "--kubeconfig", s.Kubeconfig)...)
 	require.NoError(t, err)
 }
 
@@ -146,13 +129,13 @@ func TestRealAPIServer(t *testing.T) {
 	s := startAPIServer(t)
 	t.Run("install, upgrade, uninstall", s.life)
 	t.Run("plain manifests", func(t *testing.T) {
-		s.mustKubectl(t, "apply", "--server-side", "--validate=strict", "--filename", repository+"/manifests/tenure.yaml")
-		s.mustKubectl(t, "delete", "--filename", repository+"/manifests/tenure.yaml")
+		s.Apply(t, repository+"/manifests/tenure.yaml", "")
+		s.MustKubectl(t, "delete", "--filename", repository+"/manifests/tenure.yaml")
 	})
 	t.Run("with the driver", func(t *testing.T) {
 		// Its hooks are Jobs, which nobody runs here.
-		s.helm(t, "secrets-store-csi-driver: {install: true}", "install", "tenure", chart, needed, "--no-hooks")
-		require.Equal(t, "vault true", s.mustKubectl(t, "get", "csidriver", "secrets-store.csi.k8s.io", "--output",
+		s.helm(t, WithDriver, "install", "tenure", chart, needed, "--no-hooks")
+		require.Equal(t, "vault true", s.MustKubectl(t, "get", "csidriver", "secrets-store.csi.k8s.io", "--output",
 			"jsonpath={.spec.tokenRequests[*].audience} {.spec.requiresRepublish}"), "as the notes say")
 	})
 	t.Run("examples", s.examples)
@@ -162,31 +145,27 @@ func (s apiServer) life(t *testing.T) {
 	const vault = "vault: {addrs: ['https://vault:8200']}\n"
 	s.helm(t, vault, "install", "tenure", chart, needed)
 	key := s.versionKey(t)
-	s.helm(t, vault+`
-kubernetes: {events: true, podWatch: true, spcWatch: true, statusSync: true, tokenRequest: true}
-tenantBindings: {rules: [{namespaces: [shop]}]}
-networkPolicy: {enabled: true, metricsFrom: [{namespaceSelector: {}}], egress: [{ports: [{port: 8200}]}]}
-`, "upgrade", "tenure", chart, needed)
+	s.helm(t, Everything, "upgrade", "tenure", chart, needed)
 	require.Equal(t, key, s.versionKey(t), "an upgrade keeps the key")
 	const account = "--as=system:serviceaccount:kube-system:tenure"
-	s.mustKubectl(t, "auth", "can-i", "create", "events", account)
-	out, err := s.kubectl(t, "", "auth", "can-i", "get", "secrets", account)
+	s.MustKubectl(t, "auth", "can-i", "create", "events", account)
+	out, err := s.Kubectl(t, "", "auth", "can-i", "get", "secrets", account)
 	require.Error(t, err)
 	require.Equal(t, "no\n", out)
 	s.helm(t, vault, "upgrade", "tenure", chart, needed)
-	_, err = s.kubectl(t, "", "auth", "can-i", "create", "events", account)
+	_, err = s.Kubectl(t, "", "auth", "can-i", "create", "events", account)
 	require.Error(t, err, "what is switched off is taken away")
 
-	_, err = helm(t, "", "uninstall", "tenure", "--namespace", "kube-system", "--kubeconfig", s.kubeconfig)
+	_, err = helm(t, "", "uninstall", "tenure", "--namespace", "kube-system", "--kubeconfig", s.Kubeconfig)
 	require.NoError(t, err)
-	require.Equal(t, "No resources found in kube-system namespace.\n", s.mustKubectl(t, "get", "--namespace", "kube-system",
+	require.Equal(t, "No resources found in kube-system namespace.\n", s.MustKubectl(t, "get", "--namespace", "kube-system",
 		"daemonsets,secrets,serviceaccounts,networkpolicies"))
 }
 
 func (s apiServer) versionKey(t *testing.T) string {
 	t.Helper()
 	var secret core.Secret
-	out := s.mustKubectl(t, "get", "secret", "tenure-version-key", "--namespace", "kube-system", "--output", "yaml")
+	out := s.MustKubectl(t, "get", "secret", "tenure-version-key", "--namespace", "kube-system", "--output", "yaml")
 	require.NoError(t, yaml.Unmarshal([]byte(out), &secret))
 	require.Len(t, secret.Data["key"], 40)
 	return string(secret.Data["key"])
@@ -195,31 +174,16 @@ func (s apiServer) versionKey(t *testing.T) string {
 // examples applies them all, with the driver's CRDs; the admission policy last,
 // which then lets its own kind of mistakes through no more.
 func (s apiServer) examples(t *testing.T) {
-	files, err := filepath.Glob(repository + "/examples/*/*.yaml")
-	require.NoError(t, err)
-	made := map[string]bool{"default": true}
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		require.NoError(t, err)
-		for _, namespace := range regexp.MustCompile(`(?m)^  namespace: (\S+)`).FindAllStringSubmatch(string(text), -1) {
-			if !made[namespace[1]] {
-				s.mustKubectl(t, "create", "namespace", namespace[1])
-				made[namespace[1]] = true
-			}
-		}
-		if filepath.Base(file) != "values.yaml" {
-			s.mustKubectl(t, "apply", "--server-side", "--validate=strict", "--filename", file)
-		}
-	}
+	s.ApplyExamples(t, repository)
 	const spc = "{apiVersion: secrets-store.csi.x-k8s.io/v1, kind: SecretProviderClass, metadata: {name: evil, namespace: shop}, spec: {provider: tenure, parameters: {vaultAddress: 'https://evil'}}}"
 	const pod = "{apiVersion: v1, kind: Pod, metadata: {name: evil, namespace: shop}, spec: {containers: [{name: a, image: b}], volumes: [{name: s, csi: {driver: secrets-store.csi.k8s.io, volumeAttributes: {vaultAddress: 'https://evil'}}}]}}"
 	for _, object := range []string{spc, pod} {
 		// The server takes a new policy up within moments, not at once.
 		require.Eventually(t, func() bool {
-			out, err := s.kubectl(t, object, "apply", "--dry-run=server", "--filename", "-")
+			out, err := s.Kubectl(t, object, "apply", "--dry-run=server", "--filename", "-")
 			return err != nil && strings.Contains(out, "vaultAddress: only https://vault.example.com:8200 may be named; use one of these, or leave it out")
 		}, time.Minute, 100*time.Millisecond)
-		out, err := s.kubectl(t, strings.ReplaceAll(object, "https://evil", "https://vault.example.com:8200"), "apply", "--dry-run=server", "--filename", "-")
+		out, err := s.Kubectl(t, strings.ReplaceAll(object, "https://evil", "https://vault.example.com:8200"), "apply", "--dry-run=server", "--filename", "-")
 		require.NoError(t, err, out)
 	}
 }

@@ -1,7 +1,3 @@
-// Package charts renders the Helm chart with Helm itself and checks what comes out
-// against the types of the Kubernetes API, strictly, and against the daemon's flags.
-// Where the chart looks into the cluster, a stand-in answers (cluster_test.go); a
-// real API server sees it where one is built (apiserver_test.go).
 package charts
 
 import (

@@ -37,11 +37,16 @@ var cases = []struct {
 	{"provider: vault", hashicorpCases},
 	{"the daemon's pod killed: nothing is issued anew, and leases go on", daemonKilled},
 	{"helm upgrade and rollback: nothing is issued anew, files stay", upgrade},
+	{"an upgrade from the journal's first schema: nothing is issued anew, files stay", firstSchema},
 	{"helm uninstall: files stay; installed again, the daemon goes on with them", uninstall},
-	{"the API server stopped: leases are replaced all the same", apiServerStopped},
+	{"the API server stopped for 5 minutes: leases are renewed and replaced all the same", apiServerStopped},
 	{"the driver's rotation off: replaced under the living token", rotationOff},
 	{"the node rebooted: pods come back with other users, the old ones end with their TTL", reboot},
 	{"60 pods at once", manyPods},
+	{"every manifest and example is taken by the API server", manifestsTaken},
+	{"what the daemon's process may do, and where it listens", posture},
+	{"the memory that the files of 100 volumes take", volumeMemory},
+	{"volumes that fill the budget at once: the daemon lives", fullBudget},
 }
 
 func TestE2E(t *testing.T) {
@@ -183,19 +188,6 @@ func namespaceDelete(t *testing.T) {
 	space.Name = s.namespace
 	s.remove(t, space)
 	awaitGone(t, space)
-	s.holds(t, 0)
-}
-
-func apiServerStopped(t *testing.T) {
-	s := newScene(t, shortLived)
-	s.orders(t)
-	p := s.run(t, template(busy, "orders"))
-	users := s.awaitUsers(t, p, 1)
-	require.NoError(t, cluster.APIServer.Kill())
-	s.awaitUsers(t, p, len(users)+1)
-	require.Empty(t, exec(t, p, "cat", "/tmp/errors"))
-	require.NoError(t, cluster.APIServer.Start(t.Context()))
-	s.remove(t, p)
 	s.holds(t, 0)
 }
 

@@ -124,7 +124,15 @@ func await(ctx context.Context, limit time.Duration, probe func(context.Context)
 }
 
 // results counts how the cases went, and says so of each at its end.
-type results struct{ cases, passed int }
+type results struct {
+	cases, passed int
+	figures       []string // of the running case
+}
+
+// figure adds what the running case has measured to what is said of it.
+func (r *results) figure(format string, args ...any) {
+	r.figures = append(r.figures, fmt.Sprintf(format, args...))
+}
 
 // note adds a case's result at its end.
 func (r *results) note(t *testing.T, name string) {
@@ -138,6 +146,10 @@ func (r *results) note(t *testing.T, name string) {
 			r.passed++
 		}
 		fmt.Printf("%-4s  %s (%.0f s)\n", verdict, name, time.Since(began).Seconds())
+		for _, figure := range r.figures {
+			fmt.Println("      " + figure)
+		}
+		r.figures = nil
 	})
 }
 

@@ -108,6 +108,11 @@ func (s *scene) motto() string {
 	return fmt.Sprintf("\n- {objectName: motto, secretPath: %s/app, secretKey: motto}\n", s.KV)
 }
 
+// mottoEvery is motto, looked at in another interval than by default.
+func (s *scene) mottoEvery(interval string) string {
+	return strings.Replace(s.motto(), "}", ", refreshInterval: "+interval+"}", 1)
+}
+
 // database answers an object that is a libpq service file, with further fields.
 func (s *scene) database(fields string) string {
 	host, port, _ := net.SplitHostPort(stack.Postgres.Addr)

@@ -21,30 +21,36 @@ import (
 // selector is of the labels that template gives.
 var selector = &meta.LabelSelector{MatchLabels: map[string]string{"app": "app"}}
 
-// deploy makes a Deployment and waits until all of its pods are available.
-func (s *scene) deploy(t *testing.T, replicas int32, limit time.Duration) *apps.Deployment {
+func deploymentOf(of core.PodTemplateSpec, replicas int32) *apps.Deployment {
+	return &apps.Deployment{ObjectMeta: meta.ObjectMeta{Name: "app"}, Spec: apps.DeploymentSpec{Replicas: &replicas, Selector: selector, Template: of}}
+}
+
+// deploy makes a Deployment of the template and waits until all of its pods are available.
+func (s *scene) deploy(t *testing.T, of core.PodTemplateSpec, replicas int32, limit time.Duration) *apps.Deployment {
 	t.Helper()
-	d := &apps.Deployment{
-		ObjectMeta: meta.ObjectMeta{Name: "app"},
-		Spec:       apps.DeploymentSpec{Replicas: &replicas, Selector: selector, Template: template(idle, "orders")},
-	}
+	d := deploymentOf(of, replicas)
 	s.create(t, d)
+	awaitAvailable(t, d, limit)
+	return d
+}
+
+func awaitAvailable(t *testing.T, d *apps.Deployment, limit time.Duration) {
+	t.Helper()
 	require.NoError(t, await(t.Context(), limit, func(ctx context.Context) error {
 		if err := cluster.Client.Get(ctx, client.ObjectKeyFromObject(d), d); err != nil {
 			return err
 		}
-		if d.Status.AvailableReplicas != replicas {
-			return fmt.Errorf("%d of %d pods are available", d.Status.AvailableReplicas, replicas)
+		if d.Status.AvailableReplicas != *d.Spec.Replicas {
+			return fmt.Errorf("%d of %d pods are available", d.Status.AvailableReplicas, *d.Spec.Replicas)
 		}
 		return nil
 	}))
-	return d
 }
 
 func deployment(t *testing.T) {
 	s := newScene(t, fixture.ScopeOptions{})
 	s.orders(t)
-	d := s.deploy(t, 3, 2*soon)
+	d := s.deploy(t, template(idle, "orders"), 3, 2*soon)
 	s.holds(t, 3)
 	one := int32(1)
 	d.Spec.Replicas = &one
@@ -114,7 +120,7 @@ func manyPods(t *testing.T) {
 	s := newScene(t, fixture.ScopeOptions{})
 	s.orders(t)
 	began := time.Now()
-	d := s.deploy(t, many, 8*time.Minute)
+	d := s.deploy(t, template(idle, "orders"), many, 8*time.Minute)
 	t.Logf("%d pods are available after %s", many, time.Since(began).Round(time.Second))
 	s.holds(t, many)
 	began = time.Now()
