@@ -23,32 +23,23 @@ import (
 	"github.com/tenure-csi/tenure/test/node"
 )
 
-// release is the name of Tenure's Helm release and so of its DaemonSet, in the
-// namespace that the chart's documentation names.
+// release is the name of the Helm release and so of Tenure's DaemonSet.
 const (
-	release          = "tenure"
-	releaseNamespace = "kube-system"
+	release          = node.Release
+	releaseNamespace = node.ReleaseNamespace
 )
 
 // chart is the packed chart.
 var chart string
 
-// prepareTenure makes the images and packs the chart.
+// prepareTenure makes the application's image and packs the chart.
 func prepareTenure(ctx context.Context) error {
 	root, err := fixture.Root()
 	if err != nil {
 		return err
 	}
-	for _, image := range []node.Image{
-		{
-			Name: "localhost/tenure:e2e", Files: map[string]string{"/tenure": filepath.Join(root, "bin", "tenure")},
-			Entrypoint: []string{"/tenure"}, Command: []string{"serve"},
-		},
-		applicationImage(),
-	} {
-		if err := cluster.Import(ctx, image); err != nil {
-			return err
-		}
+	if err := cluster.Import(ctx, applicationImage()); err != nil {
+		return err
 	}
 	dir := os.TempDir() // the node's own, which ends with it
 	out, err := cluster.Helm(ctx, "", "package", "--destination="+dir, filepath.Join(root, "bin", "chart", "tenure"))
@@ -59,16 +50,17 @@ func prepareTenure(ctx context.Context) error {
 	return nil
 }
 
-// installTenure installs the chart and waits until the daemon's pod is ready.
+// installTenure installs the chart, with the driver, and waits until both are ready.
 func installTenure(ctx context.Context) error {
 	values := fmt.Sprintf(`
-image: {repository: localhost/tenure, tag: e2e, pullPolicy: Never}
-hostNetwork: true # the tests' pods have no other network
+hostNetwork: true # Vault is on the node's loopback
 providerNames: [tenure, vault]
 vault: {addrs: [%q]}
 readinessProbe: {periodSeconds: 1}
+secrets-store-csi-driver:
+  syncSecret: {enabled: true}
 `, stack.Vault.Addr)
-	if _, err := cluster.Helm(ctx, values, "install", release, chart, "--namespace="+releaseNamespace, "--values=-"); err != nil {
+	if err := cluster.Install(ctx, chart, values); err != nil {
 		return err
 	}
 	return await(ctx, 2*time.Minute, daemonReady)
@@ -89,7 +81,7 @@ func daemonReady(ctx context.Context) error {
 // daemons answers the daemon's pods: one, unless it is being replaced.
 func daemons(ctx context.Context) ([]core.Pod, error) {
 	var list core.PodList
-	err := cluster.Client.List(ctx, &list, client.InNamespace(releaseNamespace), client.MatchingLabels{"app.kubernetes.io/instance": release})
+	err := cluster.Client.List(ctx, &list, client.InNamespace(releaseNamespace), client.MatchingLabels{"app.kubernetes.io/name": "tenure"})
 	return list.Items, err
 }
 
