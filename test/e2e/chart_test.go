@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -109,22 +110,48 @@ func replaceDaemon(t *testing.T, do func(ctx context.Context, old *core.Pod) err
 // awaitMount waits until the daemon, since its start, has answered a Mount.
 func awaitMount(t *testing.T) {
 	t.Helper()
+	awaitMounts(t, 1)
+}
+
+// awaitMounts waits until the daemon, since its start, has answered so many Mounts.
+func awaitMounts(t *testing.T, want int) {
+	t.Helper()
 	require.NoError(t, await(t.Context(), soon, func(ctx context.Context) error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:8080/metrics", http.NoBody)
-		if err != nil {
-			return err
-		}
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		page, err := io.ReadAll(resp.Body)
-		if err == nil && !strings.Contains(string(page), `tenure_mounts_total{code="OK"`) {
-			err = errors.New("the daemon has answered no Mount since its start")
+		got, err := mounts(ctx)
+		if err == nil && got < want {
+			err = fmt.Errorf("the daemon has answered %d Mounts since its start, not %d", got, want)
 		}
 		return err
 	}))
+}
+
+// mounts answers how many Mounts the daemon says that it has answered well.
+func mounts(ctx context.Context) (count int, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:8080/metrics", http.NoBody)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	page, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(page)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "} ")
+		if !strings.HasPrefix(name, `tenure_mounts_total{code="OK"`) {
+			continue
+		}
+		n, err := strconv.Atoi(value)
+		if err != nil {
+			return 0, err
+		}
+		count += n
+	}
+	return count, nil
 }
 
 // kept is what a pod has that must outlast whatever happens to the daemon.

@@ -27,8 +27,9 @@ const (
 	// ReleaseNamespace is the namespace that the chart's documentation names.
 	ReleaseNamespace = "kube-system"
 
-	subchart     = "secrets-store-csi-driver"
-	driverSocket = "/var/lib/kubelet/plugins/csi-secrets-store/csi.sock"
+	subchart        = "secrets-store-csi-driver"
+	driverContainer = "secrets-store"
+	driverSocket    = "/var/lib/kubelet/plugins/csi-secrets-store/csi.sock"
 )
 
 // withDriver switches the driver's chart on. Where providers were before is no
@@ -61,7 +62,8 @@ func (n *Node) SetDriver(ctx context.Context, o Options) error {
 	if err != nil {
 		return fmt.Errorf("writing the driver's values: %w", err)
 	}
-	_, err = n.Helm(ctx, "", "upgrade", Release, n.chart, "--namespace="+ReleaseNamespace, "--reuse-values",
+	// Its hooks apply the types, which stay the same, and take 8 s on a busy machine.
+	_, err = n.Helm(ctx, "", "upgrade", Release, n.chart, "--namespace="+ReleaseNamespace, "--reuse-values", "--no-hooks",
 		"--set-json="+subchart+"="+string(values))
 	if err != nil {
 		return err
@@ -74,8 +76,11 @@ func (n *Node) SetRotation(ctx context.Context, on bool) error {
 	return n.SetDriver(ctx, Options{NoRotation: !on})
 }
 
-// Driver is the driver's pod on the node.
-type Driver struct{ node *Node }
+// Driver is the driver's pod on the node. Its methods are for one goroutine.
+type Driver struct {
+	node   *Node
+	killed string // container
+}
 
 // Pod answers the pod; while one replaces the other, it fails.
 func (d *Driver) Pod(ctx context.Context) (*core.Pod, error) {
@@ -99,11 +104,10 @@ func (d *Driver) Kill() error {
 	if err != nil {
 		return err
 	}
-	id, err := containerID(pod, "secrets-store")
-	if err != nil {
+	if d.killed, err = containerID(pod, driverContainer); err != nil {
 		return err
 	}
-	_, err = d.node.ctr(ctx, "tasks", "kill", "--signal=SIGKILL", id)
+	_, err = d.node.ctr(ctx, "tasks", "kill", "--signal=SIGKILL", d.killed)
 	return err
 }
 
@@ -115,7 +119,7 @@ func (d *Driver) Start(ctx context.Context) error {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		err := d.Ready(ctx)
+		err := d.ready(ctx)
 		if err == nil {
 			return nil
 		}
@@ -127,15 +131,25 @@ func (d *Driver) Start(ctx context.Context) error {
 	}
 }
 
-// Ready succeeds when the pod is what the release says, the driver takes
+// ready succeeds when the pod is what the release says, the driver takes
 // connections, and kubelet knows it.
-func (d *Driver) Ready(ctx context.Context) error {
+func (d *Driver) ready(ctx context.Context) error {
 	var set apps.DaemonSet
 	if err := d.node.Client.Get(ctx, client.ObjectKey{Namespace: ReleaseNamespace, Name: Release + "-" + subchart}, &set); err != nil {
 		return err
 	}
 	if s := set.Status; s.NumberReady != 1 || s.UpdatedNumberScheduled != 1 || s.ObservedGeneration != set.Generation {
 		return fmt.Errorf("the driver's pod is not ready: %+v", s)
+	}
+	pod, err := d.Pod(ctx)
+	if err != nil {
+		return err
+	}
+	switch id, err := containerID(pod, driverContainer); {
+	case err != nil:
+		return err
+	case id == d.killed:
+		return errors.New("kubelet has not started the driver's container again")
 	}
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", driverSocket)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -92,7 +93,10 @@ func keepPodLogs() error {
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("removing the last run's logs: %w", err)
 	}
-	return os.CopyFS(dir, os.DirFS("/var/log/pods"))
+	if err := os.CopyFS(dir, os.DirFS("/var/log/pods")); err != nil && !errors.Is(err, fs.ErrNotExist) { // kubelet makes it
+		return fmt.Errorf("keeping the pods' logs: %w", err)
+	}
+	return nil
 }
 
 // CA answers the certificate, in PEM, of the authority that signed kube-apiserver's.
@@ -140,7 +144,7 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 		return nil, err
 	}
 	n := &Node{bin: filepath.Join(root, "bin")}
-	n.Driver = &Driver{n}
+	n.Driver = &Driver{node: n}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Stop())
@@ -169,12 +173,12 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 
 // Stop ends every part, the newest first. Containers end with the namespaces.
 func (n *Node) Stop() error {
-	errs := []error{keepPodLogs()}
+	var errs []error
 	for i := len(n.stops) - 1; i >= 0; i-- {
 		errs = append(errs, n.stops[i]())
 	}
 	n.stops = nil
-	return errors.Join(errs...)
+	return errors.Join(append(errs, keepPodLogs())...) // now nobody removes them any more
 }
 
 // start starts a part that is stopped with the node.
