@@ -6,6 +6,8 @@ MAKEFLAGS   += --no-print-directory
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 IMAGE   ?= localhost/tenure:$(VERSION)
+PLATFORMS ?= amd64,arm64
+ARCHIVE ?= bin/tenure-image.tar
 FUZZTIME ?= 20s
 # In CI a failed test runs once more, alone, and is named as unstable if it passes then.
 TOTALS  := bin/totals $(if $(CI),-again)
@@ -47,7 +49,7 @@ test-aws: setup-test build vaultd miniod bin/totals ## run the tests of AWS: Vau
 	@$(TOTALS) 'go -C test test -json -count=1 -timeout=10m ./aws'
 
 .PHONY: e2e
-e2e: setup-postgres build chart node vaultd ## run the cases on a real Kubernetes node of this machine (root; builds Kubernetes, minutes when cold): a line a case
+e2e: setup-postgres build node vaultd ## run the cases on a real Kubernetes node of this machine (root; builds Kubernetes, minutes when cold): a line a case
 	@cd test/e2e && go test -tags e2e -count=1 -timeout=60m
 
 .PHONY: node-up
@@ -105,22 +107,26 @@ miniod: ## build bin/miniod, the MinIO that the tests use (minutes when cold), u
 	CGO_ENABLED=0 test/scripts/with-heartbeat.sh miniod go -C test/miniod build -trimpath -ldflags '-s -w' -o ../../bin/miniod .
 
 .PHONY: node
-node: setup-node build bin/kube bin/secrets-store-csi-driver
+node: setup-node chart bin/kube bin/csi-sidecars bin/secrets-store-csi-driver
+	@$(MAKE) image ARCHIVE=bin/node-image.tar PLATFORMS="$$(go env GOARCH)"
 
 # The version that Kubernetes' own build would stamp.
 KUBE_FLAGS := -X k8s.io/component-base/version.gitVersion=v1.34.4 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=34
-bin/kube: $(wildcard test/kube/*)
+bin/kube: $(wildcard test/kube/*.go test/kube/go.*)
 	@echo "kube: building Kubernetes for the tests' node; the first time takes 7 to 15 minutes on 2 cores"
 	@CGO_ENABLED=0 test/scripts/with-heartbeat.sh kube go -C test/kube build -trimpath -ldflags '-s -w $(KUBE_FLAGS)' -o ../../bin/kube .
+
+bin/csi-sidecars: $(wildcard test/kube/sidecars/* test/kube/go.mod)
+	@CGO_ENABLED=0 test/scripts/with-heartbeat.sh sidecars go -C test/kube build -trimpath -ldflags '-s -w' -o ../../bin/csi-sidecars ./sidecars
 
 bin/secrets-store-csi-driver: $(wildcard test/csidriver/* test/mlog/*)
 	@CGO_ENABLED=0 test/scripts/with-heartbeat.sh driver go -C test/csidriver build -trimpath -ldflags '-s -w' -o ../../bin/secrets-store-csi-driver \
 		sigs.k8s.io/secrets-store-csi-driver/cmd/secrets-store-csi-driver
 
 .PHONY: image
-image: ## build bin/tenure-image.tar, an OCI archive of the image IMAGE for amd64 and arm64; needs no container engine
+image: ## build ARCHIVE (bin/tenure-image.tar), an OCI archive of the image IMAGE for amd64 and arm64; needs no container engine
 	@mkdir -p bin
-	@go -C test/image run . -o $(CURDIR)/bin/tenure-image.tar -source $(CURDIR) -ref $(IMAGE) -version $(VERSION) \
+	@go -C test/image run . -o $(CURDIR)/$(ARCHIVE) -platforms $(PLATFORMS) -source $(CURDIR) -ref $(IMAGE) -version $(VERSION) \
 		-revision "$$(git rev-parse HEAD 2>/dev/null)" -created "$$(git log -1 --format=%ct 2>/dev/null || echo 0)"
 
 .PHONY: chart
@@ -143,7 +149,7 @@ setup-test:
 setup-postgres:
 	@test/scripts/setup.sh postgres
 setup-node:
-	@test/scripts/setup.sh etcd containerd runc busybox
+	@test/scripts/setup.sh etcd containerd runc cni busybox
 setup-race:
 	@test/scripts/setup.sh gcc
 setup-lint:

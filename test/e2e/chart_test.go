@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -23,32 +24,23 @@ import (
 	"github.com/tenure-csi/tenure/test/node"
 )
 
-// release is the name of Tenure's Helm release and so of its DaemonSet, in the
-// namespace that the chart's documentation names.
+// release is the name of the Helm release and so of Tenure's DaemonSet.
 const (
-	release          = "tenure"
-	releaseNamespace = "kube-system"
+	release          = node.Release
+	releaseNamespace = node.ReleaseNamespace
 )
 
 // chart is the packed chart.
 var chart string
 
-// prepareTenure makes the images and packs the chart.
+// prepareTenure makes the application's image and packs the chart.
 func prepareTenure(ctx context.Context) error {
 	root, err := fixture.Root()
 	if err != nil {
 		return err
 	}
-	for _, image := range []node.Image{
-		{
-			Name: "localhost/tenure:e2e", Files: map[string]string{"/tenure": filepath.Join(root, "bin", "tenure")},
-			Entrypoint: []string{"/tenure"}, Command: []string{"serve"},
-		},
-		applicationImage(),
-	} {
-		if err := cluster.Import(ctx, image); err != nil {
-			return err
-		}
+	if err := cluster.Import(ctx, applicationImage()); err != nil {
+		return err
 	}
 	dir := os.TempDir() // the node's own, which ends with it
 	out, err := cluster.Helm(ctx, "", "package", "--destination="+dir, filepath.Join(root, "bin", "chart", "tenure"))
@@ -59,16 +51,17 @@ func prepareTenure(ctx context.Context) error {
 	return nil
 }
 
-// installTenure installs the chart and waits until the daemon's pod is ready.
+// installTenure installs the chart, with the driver, and waits until both are ready.
 func installTenure(ctx context.Context) error {
 	values := fmt.Sprintf(`
-image: {repository: localhost/tenure, tag: e2e, pullPolicy: Never}
-hostNetwork: true # the tests' pods have no other network
+hostNetwork: true # Vault is on the node's loopback
 providerNames: [tenure, vault]
 vault: {addrs: [%q]}
 readinessProbe: {periodSeconds: 1}
+secrets-store-csi-driver:
+  syncSecret: {enabled: true}
 `, stack.Vault.Addr)
-	if _, err := cluster.Helm(ctx, values, "install", release, chart, "--namespace="+releaseNamespace, "--values=-"); err != nil {
+	if err := cluster.Install(ctx, chart, values); err != nil {
 		return err
 	}
 	return await(ctx, 2*time.Minute, daemonReady)
@@ -89,7 +82,7 @@ func daemonReady(ctx context.Context) error {
 // daemons answers the daemon's pods: one, unless it is being replaced.
 func daemons(ctx context.Context) ([]core.Pod, error) {
 	var list core.PodList
-	err := cluster.Client.List(ctx, &list, client.InNamespace(releaseNamespace), client.MatchingLabels{"app.kubernetes.io/instance": release})
+	err := cluster.Client.List(ctx, &list, client.InNamespace(releaseNamespace), client.MatchingLabels{"app.kubernetes.io/name": "tenure"})
 	return list.Items, err
 }
 
@@ -117,22 +110,48 @@ func replaceDaemon(t *testing.T, do func(ctx context.Context, old *core.Pod) err
 // awaitMount waits until the daemon, since its start, has answered a Mount.
 func awaitMount(t *testing.T) {
 	t.Helper()
+	awaitMounts(t, 1)
+}
+
+// awaitMounts waits until the daemon, since its start, has answered so many Mounts.
+func awaitMounts(t *testing.T, want int) {
+	t.Helper()
 	require.NoError(t, await(t.Context(), soon, func(ctx context.Context) error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:8080/metrics", http.NoBody)
-		if err != nil {
-			return err
-		}
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		page, err := io.ReadAll(resp.Body)
-		if err == nil && !strings.Contains(string(page), `tenure_mounts_total{code="OK"`) {
-			err = errors.New("the daemon has answered no Mount since its start")
+		got, err := mounts(ctx)
+		if err == nil && got < want {
+			err = fmt.Errorf("the daemon has answered %d Mounts since its start, not %d", got, want)
 		}
 		return err
 	}))
+}
+
+// mounts answers how many Mounts the daemon says that it has answered well.
+func mounts(ctx context.Context) (count int, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:8080/metrics", http.NoBody)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	page, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(page)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "} ")
+		if !strings.HasPrefix(name, `tenure_mounts_total{code="OK"`) {
+			continue
+		}
+		n, err := strconv.Atoi(value)
+		if err != nil {
+			return 0, err
+		}
+		count += n
+	}
+	return count, nil
 }
 
 // kept is what a pod has that must outlast whatever happens to the daemon.

@@ -39,6 +39,8 @@ var cases = []struct {
 	{"helm upgrade and rollback: nothing is issued anew, files stay", upgrade},
 	{"an upgrade from the journal's first schema: nothing is issued anew, files stay", firstSchema},
 	{"helm uninstall: files stay; installed again, the daemon goes on with them", uninstall},
+	{"the driver's pod replaced: nothing is issued anew, and republishes go on", driverReplaced},
+	{"kubelet restarted: nothing is issued anew, and republishes go on", kubeletRestarted},
 	{"the API server stopped for 5 minutes: leases are renewed and replaced all the same", apiServerStopped},
 	{"the driver's rotation off: replaced under the living token", rotationOff},
 	{"the node rebooted: pods come back with other users, the old ones end with their TTL", reboot},

@@ -1,8 +1,8 @@
 //go:build e2e
 
 // Package e2e runs Tenure on a real Kubernetes node (see package node): the
-// daemon in a pod, the Secrets Store CSI driver's own binary beside kubelet, a
-// real Vault whose kubernetes auth method asks the real API server, and a real
+// daemon and the Secrets Store CSI driver in pods of one Helm release, a real
+// Vault whose kubernetes auth method asks the real API server, and a real
 // PostgreSQL that pods log in to. It prints a line a case.
 package e2e
 

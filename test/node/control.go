@@ -7,6 +7,9 @@ import (
 	"net/http"
 	"os/exec"
 
+	authentication "k8s.io/api/authentication/v1"
+	core "k8s.io/api/core/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	kubeconfig "k8s.io/client-go/tools/clientcmd/api/v1"
@@ -79,7 +82,7 @@ func (n *Node) startAPIServer(ctx context.Context) error {
 		make: func() *exec.Cmd {
 			return n.kube("kube-apiserver",
 				"--etcd-servers="+etcdURL,
-				"--advertise-address="+address.String(),
+				"--advertise-address="+address.String(), "--secure-port=443",
 				"--service-cluster-ip-range=10.96.0.0/24",
 				"--authorization-mode=Node,RBAC",
 				"--allow-privileged=true",
@@ -145,6 +148,17 @@ func (n *Node) startScheduler(ctx context.Context) error {
 		},
 		ready: healthz(10259),
 	})
+}
+
+// Token answers a token of a service account for kube-apiserver itself.
+func (n *Node) Token(ctx context.Context, namespace, account string) (string, error) {
+	who := &core.ServiceAccount{ObjectMeta: meta.ObjectMeta{Namespace: namespace, Name: account}}
+	seconds := int64(24 * 60 * 60)
+	request := &authentication.TokenRequest{Spec: authentication.TokenRequestSpec{ExpirationSeconds: &seconds}}
+	if err := n.Client.SubResource("token").Create(ctx, who, request); err != nil {
+		return "", fmt.Errorf("making a token for %s: %w", account, err)
+	}
+	return request.Status.Token, nil
 }
 
 // healthz asks a part's /healthz. It is served on loopback with a certificate

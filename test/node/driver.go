@@ -2,23 +2,17 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strconv"
-	"strings"
+	"slices"
+	"time"
 
-	authentication "k8s.io/api/authentication/v1"
+	apps "k8s.io/api/apps/v1"
 	core "k8s.io/api/core/v1"
 	storage "k8s.io/api/storage/v1"
-	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
-	kubeconfig "k8s.io/client-go/tools/clientcmd/api/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	"github.com/tenure-csi/tenure/test/fixture"
 )
 
 // DriverName is the name of the Secrets Store CSI driver.
@@ -28,143 +22,148 @@ const DriverName = "secrets-store.csi.k8s.io"
 const Audience = "vault"
 
 const (
+	// Release is the name of the Helm release that is Tenure and the driver.
+	Release = "tenure"
+	// ReleaseNamespace is the namespace that the chart's documentation names.
+	ReleaseNamespace = "kube-system"
+
+	subchart        = "secrets-store-csi-driver"
+	driverContainer = "secrets-store"
 	driverSocket    = "/var/lib/kubelet/plugins/csi-secrets-store/csi.sock"
-	pluginsRegistry = "/var/lib/kubelet/plugins_registry"
 )
 
-// manifests are those of the driver's own that the node needs: its types, and the
-// rights of its service account.
-var manifests = []string{
-	"secrets-store.csi.x-k8s.io_secretproviderclasses.yaml",
-	"secrets-store.csi.x-k8s.io_secretproviderclasspodstatuses.yaml",
-	"rbac-secretproviderclass.yaml",
-	"rbac-secretprovidersyncing.yaml",
-}
+// withDriver switches the driver's chart on. Where providers were before is no
+// further directory here: that is in /etc, which is this machine's.
+const withDriver = "--set=" + subchart + ".install=true," + subchart + ".linux.additionalProvidersDirs={/var/run/secrets-store-csi-providers}"
 
-// startDriver starts the driver with the rights that its manifests give it, and
-// registers it with kubelet as its registrar does.
-func (n *Node) startDriver(ctx context.Context, o Options) error {
-	source, err := driverSource(ctx)
+// Install installs Tenure's chart and with it the driver's, with values (YAML), by
+// the one command that users run, and waits until kubelet knows the driver.
+func (n *Node) Install(ctx context.Context, chart, values string) error {
+	n.chart = chart
+	_, err := n.Helm(ctx, values, "install", Release, chart, "--namespace="+ReleaseNamespace,
+		"--set=image.repository="+n.tenure.repository+",image.tag="+n.tenure.tag, withDriver, "--values=-")
 	if err != nil {
 		return err
 	}
-	for _, name := range manifests {
-		text, err := os.ReadFile(filepath.Join(source, "deploy", name))
-		if err != nil {
-			return fmt.Errorf("reading the driver's manifests: %w", err)
-		}
-		if err := n.Apply(ctx, text); err != nil {
-			return err
-		}
-	}
-	if err := n.SetDriver(ctx, o); err != nil {
-		return err
-	}
-	token, err := n.Token(ctx, "kube-system", "secrets-store-csi-driver")
-	if err != nil {
-		return err
-	}
-	if err := n.authority.writeKubeconfig(etc+"/driver.conf", kubeconfig.AuthInfo{Token: token}); err != nil {
-		return err
-	}
-	n.Driver = &Part{name: "secrets-store-csi-driver", make: func() *exec.Cmd { return n.driver(o) }, ready: driverListens}
-	if err := os.MkdirAll(filepath.Dir(driverSocket), 0o750); err != nil {
-		return fmt.Errorf("making the driver's directory: %w", err)
-	}
-	if err := n.start(ctx, n.Driver); err != nil {
-		return err
-	}
-	n.registrar = &Part{
-		name: "registrar",
-		make: func() *exec.Cmd {
-			return n.kube("register", "--name="+DriverName, "--endpoint="+driverSocket,
-				"--listen="+pluginsRegistry+"/"+DriverName+"-reg.sock")
-		},
-		ready: n.registered,
-	}
-	return n.start(ctx, n.registrar)
-}
-
-func (n *Node) driver(o Options) *exec.Cmd {
-	cmd := program(filepath.Join(n.bin, "secrets-store-csi-driver"),
-		"--endpoint=unix://"+driverSocket, "--nodeid="+Name, "--metrics-addr=127.0.0.1:8095",
-		"--enable-secret-rotation="+strconv.FormatBool(!o.NoRotation), "--v=2")
-	cmd.Env = append(cmd.Env, "KUBECONFIG="+etc+"/driver.conf")
-	return cmd
-}
-
-// SetDriver writes the CSIDriver object as the driver's chart would for the options.
-func (n *Node) SetDriver(ctx context.Context, o Options) error {
-	yes, republish := true, !o.NoRotation
-	object := &storage.CSIDriver{
-		TypeMeta:   meta.TypeMeta{APIVersion: "storage.k8s.io/v1", Kind: "CSIDriver"},
-		ObjectMeta: meta.ObjectMeta{Name: DriverName},
-		Spec: storage.CSIDriverSpec{
-			PodInfoOnMount: &yes, AttachRequired: new(bool), RequiresRepublish: &republish,
-			VolumeLifecycleModes: []storage.VolumeLifecycleMode{storage.VolumeLifecycleEphemeral},
-		},
-	}
-	if o.Audiences == nil {
-		o.Audiences = []string{Audience}
-	}
-	for _, audience := range o.Audiences {
-		object.Spec.TokenRequests = append(object.Spec.TokenRequests, storage.TokenRequest{Audience: audience})
-	}
-	return n.Client.Patch(ctx, object, client.Apply, client.FieldOwner("node"), client.ForceOwnership)
-}
-
-// SetRotation starts the driver again with its secret rotation on or off.
-func (n *Node) SetRotation(ctx context.Context, on bool) error {
-	o := Options{NoRotation: !on}
-	if err := n.SetDriver(ctx, o); err != nil {
-		return err
-	}
-	if err := n.Driver.Kill(); err != nil {
-		return err
-	}
-	n.Driver.make = func() *exec.Cmd { return n.driver(o) }
 	return n.Driver.Start(ctx)
 }
 
-// Token answers a token of a service account for kube-apiserver itself.
-func (n *Node) Token(ctx context.Context, namespace, account string) (string, error) {
-	who := &core.ServiceAccount{ObjectMeta: meta.ObjectMeta{Namespace: namespace, Name: account}}
-	seconds := int64(24 * 60 * 60)
-	request := &authentication.TokenRequest{Spec: authentication.TokenRequestSpec{ExpirationSeconds: &seconds}}
-	if err := n.Client.SubResource("token").Create(ctx, who, request); err != nil {
-		return "", fmt.Errorf("making a token for %s: %w", account, err)
+// SetDriver upgrades the release to what the options say of the driver, and waits
+// until it runs so. Other values stay.
+func (n *Node) SetDriver(ctx context.Context, o Options) error {
+	if o.Audiences == nil {
+		o.Audiences = []string{Audience}
 	}
-	return request.Status.Token, nil
+	requests := []storage.TokenRequest{}
+	for _, audience := range o.Audiences {
+		requests = append(requests, storage.TokenRequest{Audience: audience})
+	}
+	values, err := json.Marshal(map[string]any{"enableSecretRotation": !o.NoRotation, "tokenRequests": requests})
+	if err != nil {
+		return fmt.Errorf("writing the driver's values: %w", err)
+	}
+	// Its hooks apply the types, which stay the same, and take 8 s on a busy machine.
+	_, err = n.Helm(ctx, "", "upgrade", Release, n.chart, "--namespace="+ReleaseNamespace, "--reuse-values", "--no-hooks",
+		"--set-json="+subchart+"="+string(values))
+	if err != nil {
+		return err
+	}
+	return n.Driver.Start(ctx)
 }
 
-// registered succeeds once kubelet has told the registrar so.
-func (n *Node) registered(context.Context) error {
-	if !strings.Contains(n.registrar.Logs(), "kubelet has registered the driver: true") {
-		return errors.New("kubelet does not know the driver yet")
-	}
-	return nil
+// SetRotation switches the driver's secret rotation on or off; its pod is replaced.
+func (n *Node) SetRotation(ctx context.Context, on bool) error {
+	return n.SetDriver(ctx, Options{NoRotation: !on})
 }
 
-// driverListens succeeds when the driver takes connections.
-func driverListens(ctx context.Context) error {
+// Driver is the driver's pod on the node. Its methods are for one goroutine.
+type Driver struct {
+	node   *Node
+	killed string // container
+}
+
+// Pod answers the pod; while one replaces the other, it fails.
+func (d *Driver) Pod(ctx context.Context) (*core.Pod, error) {
+	var list core.PodList
+	if err := d.node.Client.List(ctx, &list, client.InNamespace(ReleaseNamespace), client.MatchingLabels{"app": subchart}); err != nil {
+		return nil, err
+	}
+	if len(list.Items) != 1 {
+		return nil, fmt.Errorf("finding the driver's pod: there are %d", len(list.Items))
+	}
+	return &list.Items[0], nil
+}
+
+// Kill ends the driver's process as a crash would. Kubelet starts it again: the
+// first time at once, then 10 s later, and the later the more often it happens to
+// the same pod.
+func (d *Driver) Kill() error {
+	ctx, cancel := context.WithTimeout(context.Background(), startTime)
+	defer cancel()
+	pod, err := d.Pod(ctx)
+	if err != nil {
+		return err
+	}
+	if d.killed, err = containerID(pod, driverContainer); err != nil {
+		return err
+	}
+	_, err = d.node.ctr(ctx, "tasks", "kill", "--signal=SIGKILL", d.killed)
+	return err
+}
+
+// Start waits until the driver runs, after Kill or whatever else ended it: it is
+// kubelet that starts it.
+func (d *Driver) Start(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := d.ready(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("starting the driver: %w; last: %w", context.Cause(ctx), err)
+		}
+	}
+}
+
+// ready succeeds when the pod is what the release says, the driver takes
+// connections, and kubelet knows it.
+func (d *Driver) ready(ctx context.Context) error {
+	var set apps.DaemonSet
+	if err := d.node.Client.Get(ctx, client.ObjectKey{Namespace: ReleaseNamespace, Name: Release + "-" + subchart}, &set); err != nil {
+		return err
+	}
+	if s := set.Status; s.NumberReady != 1 || s.UpdatedNumberScheduled != 1 || s.ObservedGeneration != set.Generation {
+		return fmt.Errorf("the driver's pod is not ready: %+v", s)
+	}
+	pod, err := d.Pod(ctx)
+	if err != nil {
+		return err
+	}
+	switch id, err := containerID(pod, driverContainer); {
+	case err != nil:
+		return err
+	case id == d.killed:
+		return errors.New("kubelet has not started the driver's container again")
+	}
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", driverSocket)
 	if err != nil {
 		return err
 	}
-	return conn.Close()
-}
-
-// driverSource answers the directory of the driver's module.
-func driverSource(ctx context.Context) (string, error) {
-	root, err := fixture.Root()
-	if err != nil {
-		return "", err
+	if err := conn.Close(); err != nil {
+		return err
 	}
-	cmd := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/secrets-store-csi-driver")
-	cmd.Dir = filepath.Join(root, "test", "csidriver")
-	out, err := cmd.Output()
-	if err != nil {
-		return "", fmt.Errorf("finding the driver's module: %w", err)
+	var node storage.CSINode
+	if err := d.node.Client.Get(ctx, client.ObjectKey{Name: Name}, &node); err != nil {
+		return err
 	}
-	return strings.TrimSpace(string(out)), nil
+	if !slices.ContainsFunc(node.Spec.Drivers, func(d storage.CSINodeDriver) bool { return d.Name == DriverName }) {
+		return errors.New("kubelet does not know the driver yet")
+	}
+	return nil
 }

@@ -17,7 +17,7 @@ import (
 )
 
 // Image is a container image made of files of this machine, in one layer. There is
-// no registry: pods name it with imagePullPolicy Never.
+// no registry: what a pod names must have been imported.
 type Image struct {
 	Name       string            // "localhost/client:1"
 	Files      map[string]string // path in the image → file here

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -24,11 +25,15 @@ const Kubeconfig = etc + "/admin.conf"
 // etc is where the parts have their configuration.
 const etc = "/run/kubernetes"
 
-// URL is kube-apiserver's address for everybody on the node.
-const URL = "https://127.0.0.1:6443"
+// URL is kube-apiserver's address for everybody on the node. Pods call it by the
+// address of the service `kubernetes`, which is the node's too (see address), and
+// by that service's port.
+const URL = "https://127.0.0.1:443"
 
 // address is the node's own beside loopback: any that is not a loopback one will
-// do, because nothing but the node is in its network.
+// do, because nothing but the node and its pods is in its network. One in 10/8
+// makes all of 10/8 the node's, by the mask that its class gives it: so the
+// service at 10.96.0.1 needs no kube-proxy.
 var address = netip.AddrFrom4([4]byte{10, 77, 0, 1})
 
 // startTime is how long a part may take to be ready on a busy machine.
@@ -38,7 +43,10 @@ const startTime = 2 * time.Minute
 type Options struct {
 	// Progress is told in a few words what is started; nil: nobody.
 	Progress func(what string)
-	// NoRotation leaves the driver's secret rotation off, as its chart does by default.
+
+	// What [Node.SetDriver] sets; Start does not look at it.
+
+	// NoRotation switches the driver's secret rotation off, as its chart does by default.
 	NoRotation bool
 	// Audiences are whom the pods' tokens are for that the driver hands to
 	// providers; nil: Audience alone, empty: it gets no tokens.
@@ -51,12 +59,15 @@ type Node struct {
 	Client client.Client // as administrator
 
 	// The parts that tests stop and start again.
-	APIServer, Kubelet, Driver *Part
+	APIServer, Kubelet *Part
+	Driver             *Driver // there is one after Install
 
-	containerd, registrar *Part
+	containerd *Part
 
 	authority *authority
 	bin       string
+	tenure    reference // of `make image`
+	chart     string    // that Install has installed
 	stops     []func() error
 }
 
@@ -70,6 +81,22 @@ func (p *Part) keepLog() error {
 		return nil
 	}
 	return writeFile(filepath.Join(dir, p.name+".log"), []byte(p.run.Logs()))
+}
+
+// keepPodLogs keeps the logs of the pods that there still are.
+func keepPodLogs() error {
+	dir := os.Getenv(logs)
+	if dir == "" {
+		return nil
+	}
+	dir = filepath.Join(dir, "pods")
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("removing the last run's logs: %w", err)
+	}
+	if err := os.CopyFS(dir, os.DirFS("/var/log/pods")); err != nil && !errors.Is(err, fs.ErrNotExist) { // kubelet makes it
+		return fmt.Errorf("keeping the pods' logs: %w", err)
+	}
+	return nil
 }
 
 // CA answers the certificate, in PEM, of the authority that signed kube-apiserver's.
@@ -103,8 +130,8 @@ func (p *Part) Kill() error { return p.run.Kill() }
 // Logs answers what the part wrote since its last start.
 func (p *Part) Logs() string { return p.run.Logs() }
 
-// Start brings the node up: it is Ready, takes pods, and has the driver. Call it
-// in the working run of [Isolate] only.
+// Start brings the node up: it is Ready, takes pods, and has the images that
+// [Node.Install] needs. Call it in the working run of [Isolate] only.
 func Start(ctx context.Context, o Options) (_ *Node, err error) {
 	if os.Getenv(stage) != working {
 		return nil, errors.New("starting the node: not in namespaces of its own; call Isolate first")
@@ -117,6 +144,7 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 		return nil, err
 	}
 	n := &Node{bin: filepath.Join(root, "bin")}
+	n.Driver = &Driver{node: n}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Stop())
@@ -133,7 +161,7 @@ func Start(ctx context.Context, o Options) (_ *Node, err error) {
 		{"kube-scheduler", n.startScheduler},
 		{"containerd", n.startContainerd},
 		{"kubelet", n.startKubelet},
-		{"the Secrets Store CSI driver", func(ctx context.Context) error { return n.startDriver(ctx, o) }},
+		{"images", n.importImages},
 	} {
 		o.Progress(step.what)
 		if err := step.do(ctx); err != nil {
@@ -150,7 +178,7 @@ func (n *Node) Stop() error {
 		errs = append(errs, n.stops[i]())
 	}
 	n.stops = nil
-	return errors.Join(errs...)
+	return errors.Join(append(errs, keepPodLogs())...) // now nobody removes them any more
 }
 
 // start starts a part that is stopped with the node.

@@ -16,10 +16,10 @@ import (
 
 // Reboot takes the node's power away and gives it back: every container and part
 // of the node but the control plane is killed, mounts and what is in /run are
-// gone, and the parts start again. It answers once they are ready; pods come back
-// later, with the same UIDs. For the driver they are an hour old then.
+// gone, and the parts start again. It answers once the driver's pod is back;
+// others come later, with the same UIDs. For the driver they are an hour old then.
 func (n *Node) Reboot(ctx context.Context) error {
-	parts := []*Part{n.containerd, n.Kubelet, n.Driver, n.registrar}
+	parts := []*Part{n.containerd, n.Kubelet}
 	for _, p := range slices.Backward(parts) {
 		if err := p.Kill(); err != nil {
 			return err
@@ -28,7 +28,7 @@ func (n *Node) Reboot(ctx context.Context) error {
 	if err := killContainers(ctx); err != nil {
 		return err
 	}
-	if err := unmountAll("/var/lib/kubelet/", "/run/containerd/"); err != nil {
+	if err := unmountAll("/var/lib/kubelet/", "/run/containerd/", "/run/netns/"); err != nil {
 		return err
 	}
 	if err := age(); err != nil {
@@ -38,7 +38,6 @@ func (n *Node) Reboot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	gone = append(gone, filepath.Dir(driverSocket), pluginsRegistry)
 	for _, path := range gone {
 		if path == etc || path == cni { // a real node has these on its disk
 			continue
@@ -47,15 +46,12 @@ func (n *Node) Reboot(ctx context.Context) error {
 			return fmt.Errorf("emptying the node's memory: %w", err)
 		}
 	}
-	if err := os.MkdirAll(filepath.Dir(driverSocket), 0o750); err != nil {
-		return fmt.Errorf("making the driver's directory: %w", err)
-	}
 	for _, p := range parts {
 		if err := p.Start(ctx); err != nil {
 			return err
 		}
 	}
-	return nil
+	return n.Driver.Start(ctx)
 }
 
 // age makes the volumes' directories an hour old, now that nothing is mounted on

@@ -25,9 +25,9 @@ var kubeletConfig []byte
 // cni is where containerd looks for networks, as containerd.toml has it.
 const cni = "/run/cni"
 
-// network is what containerd must find to call the node's network ready. No pod
-// asks for it: all have hostNetwork.
-const network = `{"cniVersion": "0.4.0", "name": "none", "plugins": [{"type": "loopback"}]}`
+// network gives each pod without hostNetwork an address, and a wire to the node.
+const network = `{"cniVersion": "0.4.0", "name": "pods", "plugins": [{"type": "ptp",
+"ipam": {"type": "host-local", "ranges": [[{"subnet": "192.168.77.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}`
 
 // startContainerd starts containerd and gives it the image that holds a pod's
 // namespaces.
@@ -35,7 +35,7 @@ func (n *Node) startContainerd(ctx context.Context) error {
 	if err := writeFile(etc+"/containerd.toml", containerdConfig); err != nil {
 		return err
 	}
-	if err := writeFile(cni+"/none.conflist", []byte(network)); err != nil {
+	if err := writeFile(cni+"/pods.conflist", []byte(network)); err != nil {
 		return err
 	}
 	n.containerd = &Part{
@@ -74,24 +74,31 @@ const complete = "(the output is complete)\n"
 // command is run again.
 func (n *Node) Exec(ctx context.Context, pod *core.Pod, container string, argv ...string) (string, error) {
 	const tries = 5
-	for _, s := range pod.Status.ContainerStatuses {
-		id, ok := strings.CutPrefix(s.ContainerID, "containerd://")
-		if !ok || s.Name != container {
-			continue
-		}
-		for range tries {
-			args := []string{"tasks", "exec", "--exec-id", rand.Text(), id, "sh", "-c", `"$@" && printf %s "$0"`, complete}
-			out, err := n.ctr(ctx, append(args, argv...)...)
-			if err != nil {
-				return out, err
-			}
-			if before, after, ok := strings.Cut(out, complete); ok {
-				return before + after, nil
-			}
-		}
-		return "", fmt.Errorf("running a command in %s: its output was lost %d times", pod.Name, tries)
+	id, err := containerID(pod, container)
+	if err != nil {
+		return "", fmt.Errorf("running a command in %s: %w", pod.Name, err)
 	}
-	return "", fmt.Errorf("running a command in %s: no container %s with a known id", pod.Name, container)
+	for range tries {
+		args := []string{"tasks", "exec", "--exec-id", rand.Text(), id, "sh", "-c", `"$@" && printf %s "$0"`, complete}
+		out, err := n.ctr(ctx, append(args, argv...)...)
+		if err != nil {
+			return out, err
+		}
+		if before, after, ok := strings.Cut(out, complete); ok {
+			return before + after, nil
+		}
+	}
+	return "", fmt.Errorf("running a command in %s: its output was lost %d times", pod.Name, tries)
+}
+
+// containerID answers what containerd calls a container of a pod.
+func containerID(pod *core.Pod, container string) (string, error) {
+	for _, s := range pod.Status.ContainerStatuses {
+		if id, ok := strings.CutPrefix(s.ContainerID, "containerd://"); ok && s.Name == container {
+			return id, nil
+		}
+	}
+	return "", fmt.Errorf("finding the container %s: it has no known id", container)
 }
 
 // startKubelet starts kubelet and waits until the node is Ready.

@@ -15,6 +15,7 @@ for tool in "$@"; do
 		command -v mariadb >/dev/null || missing+=(mariadb-client-core)
 		;;
 	awscli) [[ -x /usr/bin/aws ]] || missing+=(awscli) ;;
+	cni) [[ -x /usr/lib/cni/ptp ]] || missing+=(containernetworking-plugins) ;;
 	etcd) command -v etcd >/dev/null || missing+=(etcd-server) ;;
 	busybox) command -v busybox >/dev/null || missing+=(busybox-static) ;;
 	gcc) command -v gcc >/dev/null || missing+=(gcc libc6-dev) ;;

@@ -1,5 +1,5 @@
-// Up runs the tests' Kubernetes node until it is interrupted, for a person to
-// look around in: it says how. `make node-down` finds it by bin/node.pid.
+// Up runs the tests' Kubernetes node, with Tenure and the driver, until it is
+// interrupted, for a person to look around in: it says how. `make node-down` finds it by bin/node.pid.
 package main
 
 import (
@@ -28,12 +28,18 @@ func main() {
 func run() error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	n, err := node.Start(ctx, node.Options{Progress: func(what string) { fmt.Println("node: starting", what) }})
+	root, err := fixture.Root()
 	if err != nil {
 		return err
 	}
-	root, err := fixture.Root()
+	say := func(what string) { fmt.Println("node: starting", what) }
+	n, err := node.Start(ctx, node.Options{Progress: say})
 	if err != nil {
+		return err
+	}
+	say("Tenure and the driver")
+	chart := filepath.Join(root, "bin", "chart", "tenure")
+	if err := n.Install(ctx, chart, "hostNetwork: true"); err != nil { // for a Vault on the node's loopback
 		return errors.Join(err, n.Stop())
 	}
 	pid := filepath.Join(root, "bin", "node.pid")
@@ -42,10 +48,12 @@ func run() error {
 	}
 	defer func() { _ = os.Remove(pid) }()
 	fmt.Printf(`node: ready. In another terminal:
-  alias kubectl='nsenter --target %s --all env KUBECONFIG=%s %s kubectl'
+  on='nsenter --target %s --all env KUBECONFIG=%s'
+  alias kubectl="$on %s kubectl" helm="$on %s"
   kubectl get pods -A
+  helm upgrade %s %s --namespace %s --reuse-values --set 'vault.addrs={http://127.0.0.1:8200}'
 To end it: make node-down, or Ctrl-C here.
-`, node.Pid(), node.Kubeconfig, filepath.Join(root, "bin", "kube"))
+`, node.Pid(), node.Kubeconfig, filepath.Join(root, "bin", "kube"), filepath.Join(root, "bin", "helm"), node.Release, chart, node.ReleaseNamespace)
 	<-ctx.Done()
 	return n.Stop()
 }
