@@ -31,6 +31,7 @@ var cases = []struct {
 	{"each pod of a Deployment has a user; scaling down takes users back", deployment},
 	{"a StatefulSet's pod comes back under its name with another user", statefulSet},
 	{"a Job's user ends 2 minutes after its volume, while the pod stays as a record", job},
+	{"a CronJob's run gives its user back", cronJob},
 	{"a pod deleted by force gives its user back", forceDelete},
 	{"a namespace deleted gives all of its users back", namespaceDelete},
 	{"what the pod's Event says", failedMounts},
@@ -42,7 +43,10 @@ var cases = []struct {
 	{"helm upgrade and rollback: nothing is issued anew, files stay", upgrade},
 	{"helm uninstall: files stay; installed again, the daemon goes on with them", uninstall},
 	{"the API server stopped: leases are replaced all the same", apiServerStopped},
-	{"the driver's rotation off: replaced under the living token", rotationOff},
+	{"without a Kubernetes permission or token: mounted and revoked", noPermission},
+	{"tokenRequests and rotation on", rotationOn},
+	{"rotation off", rotationOff},
+	{"rotation off, with Kubernetes permissions", permissions},
 	{"the node rebooted: pods come back with other users, the old ones end with their TTL", reboot},
 	{"60 pods at once", manyPods},
 }
@@ -198,18 +202,6 @@ func apiServerStopped(t *testing.T) {
 	s.awaitUsers(t, p, len(users)+1)
 	require.Empty(t, exec(t, p, "cat", "/tmp/errors"))
 	require.NoError(t, cluster.APIServer.Start(t.Context()))
-	s.remove(t, p)
-	s.holds(t, 0)
-}
-
-func rotationOff(t *testing.T) {
-	require.NoError(t, cluster.SetRotation(t.Context(), false))
-	defer func() { require.NoError(t, cluster.SetRotation(context.WithoutCancel(t.Context()), true)) }()
-	s := newScene(t, shortLived)
-	s.orders(t)
-	p := s.run(t, template(busy, "orders"))
-	s.awaitUsers(t, p, 2)
-	require.Empty(t, exec(t, p, "cat", "/tmp/errors"))
 	s.remove(t, p)
 	s.holds(t, 0)
 }

@@ -63,12 +63,13 @@ func emptyVolumes(t *testing.T) {
 			ended = true
 			require.NoError(t, end(t.Context()))
 			s.startsFull(t, p)
+			require.Equal(t, 1, s.reads(t))
 		})
 	}
 }
 
 // startsFull waits until the pod runs and requires that it found its files at its
-// very start, as the only user that was ever made; then it lets go of the pod.
+// very start, and has the only user that there is; then it lets go of the pod.
 func (s *scene) startsFull(t *testing.T, p *core.Pod) {
 	t.Helper()
 	s.awaitRunning(t, p)
@@ -81,11 +82,16 @@ func (s *scene) startsFull(t *testing.T, p *core.Pod) {
 	}))
 	require.Equal(t, motto+user(t, p)+"\n", found)
 	s.holds(t, 1)
-	reads, err := s.Reads()
-	require.NoError(t, err)
-	require.Equal(t, 1, reads, "credentials read")
 	s.remove(t, p)
 	s.holds(t, 0)
+}
+
+// reads answers how many database credentials Vault was asked for.
+func (s *scene) reads(t *testing.T) int {
+	t.Helper()
+	n, err := s.Reads()
+	require.NoError(t, err)
+	return n
 }
 
 // stopVault stops Vault's process: it takes connections, and answers none.
@@ -159,19 +165,25 @@ func driverKilled(t *testing.T) {
 	<-time.After(10 * time.Second) // kubelet has tried again
 	require.NoError(t, unlock(t.Context()))
 	s.startsFull(t, p)
+	require.Equal(t, 1, s.reads(t))
 }
 
-// daemonAway has a pod start while there is no daemon: the driver waits for one,
-// as long as kubelet waits for the driver.
+// daemonAway has a pod start while there is no daemon. A driver that knows one
+// waits for it, as long as kubelet waits for the driver: 2 minutes.
 func daemonAway(t *testing.T) {
 	s := newScene(t, fixture.ScopeOptions{})
 	s.orders(t)
+	p := s.run(t, template(idle, "orders")) // the driver connects
+	s.remove(t, p)
+	awaitGone(t, p)
+	reads := s.reads(t)
 	back := sendDaemonAway(t)
-	p := pod(template(firstLook, "orders"))
+	p = pod(template(firstLook, "orders"))
 	s.create(t, p)
 	awaitTarget(t, p)
 	require.NoError(t, back(t.Context()))
 	s.startsFull(t, p)
+	require.Equal(t, reads+1, s.reads(t))
 }
 
 // sendDaemonAway lets the DaemonSet match no node, and waits until its pod is gone.
