@@ -20,12 +20,15 @@ import (
 )
 
 // Files puts generations into volumes. *volume.Writer implements it. Calls for
-// one target are never made at once, but for Current.
+// one target are never made at once, but for Current and Claim.
 type Files interface {
 	// Write swaps in a generation. On an error the old one is untouched.
 	Write(target string, g volume.Generation) error
 	// Current names the directory of the present generation.
 	Current(target string) (string, error)
+	// Claim marks an empty volume as one that a Mount was begun for, and reports
+	// whether it was so already. It may run beside a Write.
+	Claim(target string) (again bool, err error)
 	// Remove deletes a replaced generation's directory.
 	Remove(target, dir string) error
 	// Look says what is left of a volume.
@@ -182,8 +185,28 @@ func (m *Manager) adopt(r *Record) *worker {
 	return w
 }
 
-// Mount implements provider.Mounter. A cancelled ctx ends only the waiting.
+// Mount implements provider.Mounter. A cancelled ctx ends only the waiting. An
+// empty volume that another Mount was begun for is not given up before ctx ends:
+// the driver hides its failure from kubelet, and the pod would start without files.
 func (m *Manager) Mount(ctx context.Context, r provider.Request) ([]provider.Version, error) {
+	again, _ := m.Files.Claim(r.Target) // what keeps it from that keeps files from being written
+	for tries := 1; ; tries++ {
+		vs, err := m.mount(ctx, r)
+		if err == nil || !again {
+			return vs, err
+		}
+		m.Log.Warn("the driver would start the pod without files: trying again", "pod_uid", r.Pod.UID, "target", r.Target, "error", err)
+		select {
+		case <-time.After(backoff(tries, retryFirst, retryCap)):
+		case <-ctx.Done():
+			return nil, err
+		}
+		again, _ = m.Files.Claim(r.Target) // false once it is unmounted
+	}
+}
+
+// mount is one try of Mount.
+func (m *Manager) mount(ctx context.Context, r provider.Request) ([]provider.Version, error) {
 	w, err := m.worker(r)
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -36,6 +37,40 @@ func TestChangedSpec(t *testing.T) {
 		require.Len(t, p.files(), 1)
 		pause(11 * time.Minute)
 		require.Zero(t, n.backend.count(), "what the edit removed is ended after the overlap")
+	})
+}
+
+// TestMountAfterTheDriverDied: its successor finds the volume mounted, and so hides
+// a failure from kubelet.
+func TestMountAfterTheDriverDied(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		p := n.withOrders(time.Hour, 24*time.Hour)
+		n.backend.set(func(_, _ string) error { return errDown })
+		died, kill := context.WithTimeout(context.Background(), time.Second)
+		defer kill()
+		_, err := n.m.Mount(died, p.request())
+		require.ErrorContains(t, err, "stopped waiting")
+
+		waits, cancel := context.WithTimeout(context.Background(), 2*time.Minute) // kubelet's
+		defer cancel()
+		_, err = n.m.Mount(waits, p.request())
+		require.Error(t, err)
+		require.Error(t, waits.Err(), "it did not give up before")
+
+		time.AfterFunc(time.Minute, func() { n.backend.set(nil) })
+		require.NoError(t, p.mount())
+		require.True(t, p.works())
+		require.Equal(t, 1, n.backend.reads)
+	})
+	t.Run("until it is unmounted", func(t *testing.T) {
+		scene(t, func(t *testing.T, n *node) {
+			p := n.withOrders(time.Hour, 24*time.Hour)
+			n.backend.set(func(_, _ string) error { return errDenied })
+			_, err := n.daemon.Claim(p.target)
+			require.NoError(t, err)
+			time.AfterFunc(time.Minute, p.delete)
+			require.ErrorContains(t, p.mount(), "denied")
+		})
 	})
 }
 

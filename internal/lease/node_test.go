@@ -53,6 +53,7 @@ type node struct {
 // mounted is a volume as the pod sees it.
 type mounted struct {
 	present bool // the tmpfs is there
+	claimed bool
 	pod     string
 	current string
 	dirs    map[string]map[string]volume.File
@@ -259,6 +260,20 @@ func (i *instance) Current(target string) (string, error) {
 		return "", volume.ErrEmpty
 	}
 	return v.current, nil
+}
+
+func (i *instance) Claim(target string) (again bool, err error) {
+	i.n.mu.Lock()
+	defer i.n.mu.Unlock()
+	v := i.n.mounts[target]
+	if v == nil || !v.present {
+		return false, volume.ErrNotMounted
+	}
+	if v.current != "" {
+		return false, nil
+	}
+	again, v.claimed = v.claimed, true
+	return again, nil
 }
 
 func (i *instance) Remove(target, dir string) error {

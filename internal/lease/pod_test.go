@@ -65,11 +65,24 @@ func (p *pod) request() provider.Request {
 	}
 }
 
-// mount is a first Mount or a republish.
+// mount is a first Mount or a republish. After a first one that fails the driver
+// unmounts the volume, and the next is of a new one.
 func (p *pod) mount() error {
 	_, err := p.n.m.Mount(context.Background(), p.request())
+	if err != nil {
+		p.renew()
+	}
 	synctest.Wait()
 	return err
+}
+
+// renew puts an unclaimed volume in the place of one that holds nothing.
+func (p *pod) renew() {
+	p.n.mu.Lock()
+	defer p.n.mu.Unlock()
+	if v := p.n.mounts[p.target]; v != nil {
+		v.claimed = false
+	}
 }
 
 // delete removes the pod with its directory.

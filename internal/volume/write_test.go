@@ -50,6 +50,32 @@ func TestFirstWrite(t *testing.T) {
 	requireLongAgo(t, target)
 }
 
+func TestClaim(t *testing.T) {
+	w, target := newVolume(t)
+	claim := func() bool {
+		again, err := w.Claim(target)
+		require.NoError(t, err)
+		return again
+	}
+	require.False(t, claim())
+	requireLongAgo(t, target)
+	require.True(t, claim())
+
+	require.NoError(t, w.Write(target, gen(file("a", "1"))))
+	require.False(t, claim(), "it is written")
+	require.NoError(t, os.Remove(target+"/a"))
+	require.NoError(t, os.Remove(target+"/..data"))
+	written, err := os.Stat(target)
+	require.NoError(t, err)
+	require.False(t, claim(), "somebody has written it")
+	after, err := os.Stat(target)
+	require.NoError(t, err)
+	require.Equal(t, written.ModTime(), after.ModTime())
+
+	_, err = w.Claim(strings.Replace(target, podUID, "gone", 1))
+	require.ErrorIs(t, err, ErrNotMounted)
+}
+
 func TestUpdate(t *testing.T) {
 	w, target := newVolume(t)
 	first := gen(file("a", "1"), file("t1/user", "u1"), file("t1/pass", "p1"), file("t2/x", "x"), file("gone", "g"))

@@ -3,6 +3,7 @@ package volume
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -112,6 +113,31 @@ func (w *Writer) Current(target string) (string, error) {
 		err = ErrEmpty
 	}
 	return dir, err
+}
+
+// Claim makes an empty volume look old, and reports whether it did already: then
+// a Mount was begun before this one, and the driver that called has died in it.
+// Its successor would answer kubelet for a volume younger than its rotation
+// interval without a Mount, and takes whatever a Mount answers for success where
+// it finds the volume mounted. ErrNotMounted as it says. It may be called while
+// another call changes the target.
+func (w *Writer) Claim(target string) (again bool, err error) {
+	v, err := w.open(target, unix.O_RDONLY)
+	if err != nil {
+		return false, err
+	}
+	defer v.Close()
+	info, err := v.Stat()
+	if err != nil {
+		return false, fmt.Errorf("examining the volume: %w", err)
+	}
+	switch _, err := v.Readdirnames(1); {
+	case err == nil:
+		return false, nil
+	case !errors.Is(err, io.EOF):
+		return false, fmt.Errorf("listing the volume: %w", err)
+	}
+	return info.ModTime().Equal(longAgo), v.touch()
 }
 
 // Remove removes the directory of an older generation, and sets the volume's

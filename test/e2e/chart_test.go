@@ -90,11 +90,23 @@ func daemons(ctx context.Context) ([]core.Pod, error) {
 // and that has answered a Mount.
 func replaceDaemon(t *testing.T, do func(ctx context.Context, old *core.Pod) error) {
 	t.Helper()
-	before, err := daemons(t.Context())
-	require.NoError(t, err)
-	require.Len(t, before, 1)
-	require.NoError(t, do(t.Context(), &before[0]))
-	require.NoError(t, await(t.Context(), 2*soon, func(ctx context.Context) error {
+	require.NoError(t, newDaemon(t.Context(), do))
+	awaitMount(t)
+}
+
+// newDaemon waits until what is done has brought another pod of the daemon.
+func newDaemon(ctx context.Context, do func(ctx context.Context, old *core.Pod) error) error {
+	before, err := daemons(ctx)
+	if err != nil {
+		return err
+	}
+	if len(before) != 1 {
+		return fmt.Errorf("the daemon has %d pods", len(before))
+	}
+	if err := do(ctx, &before[0]); err != nil {
+		return err
+	}
+	return await(ctx, 2*soon, func(ctx context.Context) error {
 		now, err := daemons(ctx)
 		if err != nil {
 			return err
@@ -103,8 +115,7 @@ func replaceDaemon(t *testing.T, do func(ctx context.Context, old *core.Pod) err
 			return errors.New("the daemon's old pod is still there")
 		}
 		return daemonReady(ctx)
-	}))
-	awaitMount(t)
+	})
 }
 
 // awaitMount waits until the daemon, since its start, has answered a Mount.

@@ -31,10 +31,14 @@ var cases = []struct {
 	{"each pod of a Deployment has a user; scaling down takes users back", deployment},
 	{"a StatefulSet's pod comes back under its name with another user", statefulSet},
 	{"a Job's user ends 2 minutes after its volume, while the pod stays as a record", job},
+	{"a CronJob's run gives its user back", cronJob},
 	{"a pod deleted by force gives its user back", forceDelete},
 	{"a namespace deleted gives all of its users back", namespaceDelete},
 	{"what the pod's Event says", failedMounts},
 	{"provider: vault", hashicorpCases},
+	{"no pod starts with an empty volume", emptyVolumes},
+	{"no pod starts with an empty volume: the driver is killed in mid-Mount", driverKilled},
+	{"no pod starts with an empty volume: the daemon is away", daemonAway},
 	{"the daemon's pod killed: nothing is issued anew, and leases go on", daemonKilled},
 	{"helm upgrade and rollback: nothing is issued anew, files stay", upgrade},
 	{"an upgrade from the journal's first schema: nothing is issued anew, files stay", firstSchema},
@@ -42,7 +46,10 @@ var cases = []struct {
 	{"the driver's pod replaced: nothing is issued anew, and republishes go on", driverReplaced},
 	{"kubelet restarted: nothing is issued anew, and republishes go on", kubeletRestarted},
 	{"the API server stopped for 5 minutes: leases are renewed and replaced all the same", apiServerStopped},
-	{"the driver's rotation off: replaced under the living token", rotationOff},
+	{"without a Kubernetes permission or token: mounted and revoked", noPermission},
+	{"tokenRequests and rotation on", rotationOn},
+	{"rotation off", rotationOff},
+	{"rotation off, with Kubernetes permissions", permissions},
 	{"the node rebooted: pods come back with other users, the old ones end with their TTL", reboot},
 	{"60 pods at once", manyPods},
 	{"every manifest and example is taken by the API server", manifestsTaken},
@@ -190,18 +197,6 @@ func namespaceDelete(t *testing.T) {
 	space.Name = s.namespace
 	s.remove(t, space)
 	awaitGone(t, space)
-	s.holds(t, 0)
-}
-
-func rotationOff(t *testing.T) {
-	require.NoError(t, cluster.SetRotation(t.Context(), false))
-	defer func() { require.NoError(t, cluster.SetRotation(context.WithoutCancel(t.Context()), true)) }()
-	s := newScene(t, shortLived)
-	s.orders(t)
-	p := s.run(t, template(busy, "orders"))
-	s.awaitUsers(t, p, 2)
-	require.Empty(t, exec(t, p, "cat", "/tmp/errors"))
-	s.remove(t, p)
 	s.holds(t, 0)
 }
 

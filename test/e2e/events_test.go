@@ -56,6 +56,23 @@ var refusals = []struct {
 		},
 	},
 	{
+		name: "tenant-not-bound",
+		class: func(c *driver.SecretProviderClass) {
+			c.Spec.Parameters["tenants"] = "[acme]"
+			c.Spec.Parameters["objects"] = `- {objectName: "{tenant}", secretPath: "kv/{tenant}", secretKey: motto}`
+		},
+		while: func(t *testing.T) func(context.Context) error {
+			t.Helper()
+			restore, err := upgradeTenure(t.Context(), `
+tenantBindings:
+  rules:
+    - {name: shop, namespaces: [shop], serviceAccounts: [orders], tenants: [acme]}
+`)
+			require.NoError(t, err)
+			return restore
+		},
+	},
+	{
 		name: "vault-down",
 		while: func(t *testing.T) func(context.Context) error {
 			t.Helper()

@@ -12,6 +12,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -37,6 +38,7 @@ func TestMain(m *testing.M) {
 		os.Exit(code)
 	}
 	flag.Parse()
+	_ = flag.Set("test.parallel", "8") // what runs side by side waits, as a rule
 	code, err := run(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
@@ -123,14 +125,17 @@ func await(ctx context.Context, limit time.Duration, probe func(context.Context)
 	}
 }
 
-// results counts how the cases went, and says so of each at its end.
+// results counts how the cases went, and says so of each at its end. Some run at once.
 type results struct {
+	mu            sync.Mutex
 	cases, passed int
-	figures       []string // of the running case
+	figures       []string // of the case that ends next
 }
 
 // figure adds what the running case has measured to what is said of it.
 func (r *results) figure(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.figures = append(r.figures, fmt.Sprintf(format, args...))
 }
 
@@ -139,6 +144,8 @@ func (r *results) note(t *testing.T, name string) {
 	t.Helper()
 	began := time.Now()
 	t.Cleanup(func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
 		r.cases++
 		verdict := "FAIL"
 		if !t.Failed() {

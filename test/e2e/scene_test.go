@@ -87,7 +87,7 @@ func (s *scene) remove(t *testing.T, object client.Object, o ...client.DeleteOpt
 }
 
 // class makes a SecretProviderClass for the scene's login.
-func (s *scene) class(t *testing.T, name, objects string, edits ...func(*driver.SecretProviderClass)) {
+func (s *scene) class(t *testing.T, name, objects string, edits ...func(*driver.SecretProviderClass)) *driver.SecretProviderClass {
 	t.Helper()
 	c := &driver.SecretProviderClass{ObjectMeta: meta.ObjectMeta{Name: name}}
 	c.Spec.Provider, c.Spec.Parameters = "tenure", map[string]string{"roleName": s.Name, "objects": objects}
@@ -95,6 +95,7 @@ func (s *scene) class(t *testing.T, name, objects string, edits ...func(*driver.
 		edit(c)
 	}
 	s.create(t, c)
+	return c
 }
 
 // orders is a class of a database user's service file and of a key-value secret.

@@ -89,13 +89,44 @@ func statefulSet(t *testing.T) {
 	s.holds(t, 0)
 }
 
+// loginOnce is a pod that tells whom it logged in as, and is done.
+func loginOnce() core.PodTemplateSpec {
+	of := template("psql -XAtc 'select current_user' >/dev/termination-log", "orders")
+	of.Spec.RestartPolicy = core.RestartPolicyNever
+	return of
+}
+
+// cronJob waits for the next minute's run.
+func cronJob(t *testing.T) {
+	s := newScene(t, fixture.ScopeOptions{})
+	s.orders(t)
+	c := &batch.CronJob{
+		ObjectMeta: meta.ObjectMeta{Name: "app"},
+		Spec:       batch.CronJobSpec{Schedule: "* * * * *", JobTemplate: batch.JobTemplateSpec{Spec: batch.JobSpec{Template: loginOnce()}}},
+	}
+	s.create(t, c)
+	require.NoError(t, await(t.Context(), 2*soon, func(ctx context.Context) error {
+		pods, err := s.pods(ctx)
+		if err != nil {
+			return err
+		}
+		for _, p := range pods {
+			if p.Status.Phase == core.PodSucceeded {
+				require.Contains(t, p.Status.ContainerStatuses[0].State.Terminated.Message, s.Name)
+				return nil
+			}
+		}
+		return fmt.Errorf("no run of %d has succeeded", len(pods))
+	}))
+	s.remove(t, c, client.PropagationPolicy(meta.DeletePropagationForeground)) // its runs with it
+	s.holds(t, 0)
+}
+
 func job(t *testing.T) {
 	s := newScene(t, fixture.ScopeOptions{})
 	s.orders(t)
-	of := template("psql -XAtc 'select current_user' >/dev/termination-log", "orders")
-	of.Spec.RestartPolicy = core.RestartPolicyNever
 	never := int32(0)
-	j := &batch.Job{ObjectMeta: meta.ObjectMeta{Name: "app"}, Spec: batch.JobSpec{BackoffLimit: &never, Template: of}}
+	j := &batch.Job{ObjectMeta: meta.ObjectMeta{Name: "app"}, Spec: batch.JobSpec{BackoffLimit: &never, Template: loginOnce()}}
 	s.create(t, j)
 	require.NoError(t, await(t.Context(), soon, func(ctx context.Context) error {
 		if err := cluster.Client.Get(ctx, client.ObjectKeyFromObject(j), j); err != nil {
