@@ -24,6 +24,11 @@ func (r *report) readBindings(path string) error {
 		}
 		r.note(f)
 	}
+	if err == nil {
+		for _, p := range r.rules.Warnings() {
+			r.note(finding{File: path, Line: p.Line, Severity: "warning", Cause: p.Cause, Remedy: p.Remedy})
+		}
+	}
 	return nil
 }
 

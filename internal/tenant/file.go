@@ -139,6 +139,9 @@ func (f *File) load() (news bool, err error) {
 		f.stale.Set(1)
 		return false, err
 	}
+	for _, p := range rules.Warnings() {
+		f.log.Warn("a tenant binding is hardly meant so", "file", f.path, "problem", p)
+	}
 	f.rules.Store(rules)
 	f.loads.WithLabelValues("ok").Inc()
 	f.stale.Set(0)

@@ -121,6 +121,25 @@ func Parse(text []byte) (*Rules, error) {
 	return &Rules{document.Rules}, nil
 }
 
+// Warnings returns what the rules allow and hardly anybody means: tenants that all
+// get one AWS session, and so each other's data.
+func (r *Rules) Warnings() []Problem {
+	var all []Problem
+	for _, rule := range r.rules {
+		if rule.AWS == nil || len(rule.Tenants) < 2 && !strings.Contains(strings.Join(rule.Tenants, ""), "*") {
+			continue
+		}
+		if text, err := yaml.Marshal(rule.AWS); err != nil || bytes.Contains(text, []byte("{tenant}")) {
+			continue
+		}
+		all = append(all, Problem{
+			Line: rule.line, Cause: fmt.Sprintf("rule %q: aws: all of its tenants get the same session", rule.Name),
+			Remedy: "write {tenant} into roleArn, sessionPolicy or sessionTags, or one rule for each tenant",
+		})
+	}
+	return all
+}
+
 // unreadable puts the library's words into ours: those name Go's types.
 func unreadable(text []byte, err error) error {
 	var mistyped *yaml.TypeError

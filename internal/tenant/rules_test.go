@@ -109,6 +109,37 @@ func parsed(t *testing.T, text string) *Rules {
 	return rules
 }
 
+func TestWarnsOfOneSessionForAll(t *testing.T) {
+	rule := func(tenants, more string) string {
+		return "rules:\n- name: files\n  namespaces: [shop]\n  serviceAccounts: [files]\n  tenants: " + tenants + "\n" + more
+	}
+	const role = "  aws: {roleArn: 'arn:aws:iam::123456789012:role/files'"
+	for _, row := range []struct {
+		name, text string
+		warns      bool
+	}{
+		{"a pattern", rule("['*']", role+"}"), true},
+		{"two names", rule("[a, b]", role+", sessionTags: {team: x}, sessionPolicy: {Statement: [{Resource: '{namespace}'}]}}"), true},
+		{"one name", rule("[a]", role+"}"), false},
+		{"no tenants", rule("[]", role+"}"), false},
+		{"no AWS", rule("['*']", ""), false},
+		{"in the role", rule("['*']", "  aws: {roleArn: 'arn:aws:iam::123456789012:role/files-{tenant}'}"), false},
+		{"in the policy", rule("['*']", role+", sessionPolicy: {Statement: [{Resource: '{tenant}'}]}}"), false},
+		{"in a tag", rule("['*']", role+", sessionTags: {tenant: '{tenant}'}}"), false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			rules, err := Parse([]byte(row.text))
+			require.NoError(t, err)
+			if !row.warns {
+				require.Empty(t, rules.Warnings())
+				return
+			}
+			require.Len(t, rules.Warnings(), 1)
+			require.EqualError(t, rules.Warnings()[0], `line 2: rule "files": aws: all of its tenants get the same session; write {tenant} into roleArn, sessionPolicy or sessionTags, or one rule for each tenant`)
+		})
+	}
+}
+
 func TestNames(t *testing.T) {
 	rules := parsed(t, with("")+"- {name: more, namespaces: ['*'], serviceAccounts: ['or*'], tenants: [x, t-a]}\n- {name: other, namespaces: [b], serviceAccounts: ['*'], tenants: [y]}\n")
 	require.Equal(t, []string{"t-a", "x"}, rules.Names(orders))
