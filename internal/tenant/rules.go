@@ -123,9 +123,9 @@ func Parse(text []byte) (*Rules, error) {
 
 // Warnings returns what the rules allow and hardly anybody means: tenants that all
 // get one AWS session, and so each other's data.
-func (r *Rules) Warnings() []Problem {
+func (rs *Rules) Warnings() []Problem {
 	var all []Problem
-	for _, rule := range r.rules {
+	for _, rule := range rs.rules {
 		if rule.AWS == nil || len(rule.Tenants) < 2 && !strings.Contains(strings.Join(rule.Tenants, ""), "*") {
 			continue
 		}
