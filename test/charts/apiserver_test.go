@@ -2,6 +2,7 @@ package charts
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -15,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -198,6 +200,9 @@ func (s apiServer) versionKey(t *testing.T) string {
 func (s apiServer) examples(t *testing.T) {
 	files, err := filepath.Glob(repository + "/examples/*/*.yaml")
 	require.NoError(t, err)
+	slices.SortStableFunc(files, func(a, b string) int {
+		return cmp.Compare(strings.Count(a, "/admission-policy/"), strings.Count(b, "/admission-policy/"))
+	})
 	made := map[string]bool{"default": true}
 	for _, file := range files {
 		text, err := os.ReadFile(file)
