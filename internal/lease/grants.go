@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strconv"
@@ -111,9 +112,15 @@ func (w *worker) login(g *grant, want *wanted, o order) error {
 	}
 	var id provider.Identity
 	w.locked(func() { id = w.identity })
+	ctx := w.m.ctx
+	if o.work == Mounting { // whoever waits is answered, though there is no room for a login
+		within, cancel := context.WithDeadline(ctx, o.deadline)
+		defer cancel()
+		ctx = within
+	}
 	sent := time.Now()
 	src := w.m.Sources[want.read.Source]
-	s, err := src.Login(w.m.ctx, w.caller(o.work), want.read.Login, id)
+	s, err := src.Login(ctx, w.caller(o.work), want.read.Login, id)
 	if fresh, ok := w.fresher(want.read.Login, id, o, err); ok {
 		sent = time.Now()
 		if s, err = src.Login(w.m.ctx, w.caller(o.work), want.read.Login, fresh); err == nil {

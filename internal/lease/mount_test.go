@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/tenure-csi/tenure/provider"
 )
 
 func TestChangedSpec(t *testing.T) {
@@ -215,5 +217,29 @@ func TestEqualContentSwapsNothing(t *testing.T) {
 		require.Equal(t, 1, n.writes)
 		require.InDelta(t, 690, n.backend.reads, 20)
 		require.Equal(t, 1, n.backend.tokenCount())
+	})
+}
+
+// crowded is a Source whose logins wait for room that there is never.
+type crowded struct{ Source }
+
+func (crowded) Login(ctx context.Context, _ Caller, _ provider.Login, _ provider.Identity) (Session, error) {
+	<-ctx.Done()
+	return Session{}, broken(provider.Deadline, "too many other calls", Retry, false)
+}
+
+func TestMountIsAnsweredThoughItsLoginWaits(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		p := n.withOrders(time.Hour, 24*time.Hour)
+		room := n.m.Sources["vault"]
+		n.m.Sources["vault"] = crowded{room}
+		kubelet, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		start := time.Now()
+		_, err := n.m.Mount(kubelet, p.request())
+		require.ErrorContains(t, err, "too many other calls")
+		require.LessOrEqual(t, time.Since(start), 35*time.Second)
+		n.m.Sources["vault"] = room
+		require.NoError(t, p.mount())
 	})
 }

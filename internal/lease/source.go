@@ -13,7 +13,8 @@ import (
 // logs a value, and bounds each call by its own time-out beside the context.
 type Source interface {
 	// Login opens a session with the pod's identity. A source without sessions
-	// answers a Session with an empty Token.
+	// answers a Session with an empty Token. The deadline of ctx is for the wait: a
+	// login that was sent is not cut by it, since its token would be nobody's.
 	Login(ctx context.Context, by Caller, login provider.Login, id provider.Identity) (Session, error)
 	// Read asks once. A read that was sent is not cancelled by ctx when it may
 	// mint: the source goes on for its own long time-out; the caller who does not

@@ -96,8 +96,13 @@ func (s *Source) do(ctx context.Context, c call) (answer, *lease.Failure) {
 		return answer{}, crowded(c, err)
 	}
 	defer leave()
-	if c.mints {
+	switch {
+	case c.mints:
 		ctx = context.WithoutCancel(ctx)
+	case c.op == opLogin:
+		var cancel context.CancelFunc
+		ctx, cancel = withoutDeadline(ctx)
+		defer cancel()
 	}
 	a, tried := s.try(ctx, &c)
 	if a.ok() {
@@ -112,6 +117,18 @@ func (s *Source) do(ctx context.Context, c call) (answer, *lease.Failure) {
 		s.metrics.orphaned.Inc()
 	}
 	return a, f
+}
+
+// withoutDeadline returns a context that ends when ctx is cancelled, and goes on when
+// its deadline passes.
+func withoutDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
+	on, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			cancel()
+		}
+	})
+	return on, func() { stop(); cancel() }
 }
 
 // ask sends a call to an address, and once more where the first can have had no

@@ -171,6 +171,16 @@ func TestHangingVault(t *testing.T) {
 			_, err := s.Login(ctx, mount, login(), identity())
 			return err
 		}, time.Hour, callTimeout, true},
+		{"login goes on after its caller's deadline", func(ctx context.Context, s *Source) error {
+			_, err := s.Login(ctx, mount, login(), identity())
+			return err
+		}, time.Second, callTimeout, true},
+		{"login is given up with its caller", func(ctx context.Context, s *Source) error {
+			ctx, cancel := context.WithCancel(ctx)
+			time.AfterFunc(time.Second, cancel)
+			_, err := s.Login(ctx, mount, login(), identity())
+			return err
+		}, time.Hour, time.Second, true},
 		{"renewal has 10 s", func(ctx context.Context, s *Source) error {
 			_, err := s.RenewLease(ctx, mount, opened(), "id", time.Hour)
 			return err

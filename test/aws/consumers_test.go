@@ -48,7 +48,7 @@ func TestAWSCLI(t *testing.T) {
 		t.Run(row.format, func(t *testing.T) {
 			mountPath := s.formatted(t, row.format, "tenant")
 			put := func(prefix string) (string, error) {
-				cmd := exec.CommandContext(within(t, time.Minute), awscli, "--endpoint-url", cloud.URL, "--region", fixture.Region,
+				cmd := exec.CommandContext(within(t, 3*time.Minute), awscli, "--endpoint-url", cloud.URL, "--region", fixture.Region,
 					"s3api", "put-object", "--bucket", cloud.MinIO.Bucket, "--key", prefix+"/cli", "--body", file)
 				cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + t.TempDir(), row.variable + "=" + filepath.Join(mountPath, row.path), "AWS_EC2_METADATA_DISABLED=true"}
 				out, err := cmd.CombinedOutput()
@@ -72,7 +72,7 @@ func TestClientOutlivesRotations(t *testing.T) {
 	s.engine(t)
 	s.role(t, "tenant", "assumed_role")
 	mountPath := s.formatted(t, "aws-credential-process", "tenant")
-	ctx := within(t, 3*time.Minute)
+	ctx := within(t, 6*time.Minute)
 	sdk, err := config.LoadDefaultConfig(ctx, config.WithSharedConfigFiles([]string{filepath.Join(mountPath, "aws", "config")}),
 		config.WithSharedCredentialsFiles([]string{}), config.WithEC2IMDSClientEnableState(imds.ClientDisabled))
 	require.NoError(t, err)
@@ -81,7 +81,10 @@ func TestClientOutlivesRotations(t *testing.T) {
 		k, err := sdk.Credentials.Retrieve(ctx)
 		require.NoError(t, err)
 		used[k.AccessKeyID] = true
-		require.Empty(t, keys{k.AccessKeyID, k.SecretAccessKey, k.SessionToken, k.Expires}.put(ctx, "tenant"))
+		code := keys{k.AccessKeyID, k.SecretAccessKey, k.SessionToken, k.Expires}.put(ctx, "tenant")
+		if time.Now().Before(k.Expires) { // else it may have come too late
+			require.Empty(t, code)
+		}
 		return len(used), nil
 	}))
 }

@@ -119,7 +119,7 @@ func TestDirectSessionsRotate(t *testing.T) {
 	t.Cleanup(func() { cloud.EndSessionsAfter(0) })
 	s := newSite(t)
 	v := s.direct(t, "shop", directSession(""))
-	ctx := within(t, 3*time.Minute)
+	ctx := within(t, 6*time.Minute)
 	_, err := v.Mount(ctx)
 	require.NoError(t, err)
 	asked := cloud.Asked("AssumeRoleWithWebIdentity")

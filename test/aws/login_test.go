@@ -101,7 +101,7 @@ func TestPodsLogIn(t *testing.T) {
 			}
 		})
 	}
-	require.NoError(t, fixture.Eventually(within(t, 30*time.Second), 0, func(ctx context.Context) (int, error) {
+	require.NoError(t, fixture.Eventually(within(t, 2*time.Minute), 0, func(ctx context.Context) (int, error) {
 		return stack.Vault.TokenCount(ctx, mount)
 	}), "the tokens go with their pods")
 	for _, canary := range []string{"eyJ", "Signature=", "AWS4-HMAC"} {

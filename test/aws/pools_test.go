@@ -244,10 +244,10 @@ func TestRulesSayWhatTheNodeAsks(t *testing.T) {
 // TestPoolFollowsItsRules takes a tenant out of the rules and replaces what the
 // other had, while two volumes live: one by the node's identity, one by the pod's.
 func TestPoolFollowsItsRules(t *testing.T) {
-	cloud.EndSessionsAfter(2 * time.Minute)
+	cloud.EndSessionsAfter(5 * time.Minute)
 	t.Cleanup(func() { cloud.EndSessionsAfter(0) })
 	p := newPool(t, poolRules)
-	ctx := within(t, 3*time.Minute)
+	ctx := within(t, 10*time.Minute)
 	volumes := map[string]*fixture.Volume{"node": p.of(t, "shop", "['*']", byNode, nil), "pod": p.of(t, "shop", "['*']", byPod, nil)}
 	inodes, ids := map[string]uint64{}, map[string]string{}
 	for by, v := range volumes {

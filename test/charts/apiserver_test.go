@@ -22,6 +22,8 @@ import (
 	"github.com/stretchr/testify/require"
 	core "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/tenure-csi/tenure/test/fixture"
 )
 
 // apiServer is a real kube-apiserver with an etcd of its own, and nothing else:
@@ -70,10 +72,9 @@ clusters: [{name: c, cluster: {server: "https://%s", certificate-authority: %s}}
 
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := fixture.FreeAddr()
 	require.NoError(t, err)
-	defer l.Close()
-	return l.Addr().String()
+	return addr
 }
 
 // start runs a program until the test ends.
@@ -114,7 +115,7 @@ func awaitReady(t *testing.T, url, token, ca string) {
 		}
 		defer resp.Body.Close()
 		return resp.StatusCode == http.StatusOK
-	}, 2*time.Minute, 100*time.Millisecond)
+	}, 5*time.Minute, 100*time.Millisecond)
 }
 
 func (s apiServer) helm(t *testing.T, values string, args ...string) {
@@ -182,7 +183,7 @@ func (s apiServer) examples(t *testing.T) {
 		require.Eventually(t, func() bool {
 			out, err := s.Kubectl(t, object, "apply", "--dry-run=server", "--filename", "-")
 			return err != nil && strings.Contains(out, "vaultAddress: only https://vault.example.com:8200 may be named; use one of these, or leave it out")
-		}, time.Minute, 100*time.Millisecond)
+		}, 3*time.Minute, 100*time.Millisecond)
 		out, err := s.Kubectl(t, strings.ReplaceAll(object, "https://evil", "https://vault.example.com:8200"), "apply", "--dry-run=server", "--filename", "-")
 		require.NoError(t, err, out)
 	}

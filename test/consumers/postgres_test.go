@@ -46,7 +46,7 @@ func setPassword(t *testing.T, admin *pgx.Conn, name, password string) {
 // psql asks the server who logged in where.
 func psql(t *testing.T, env []string, args ...string) *exec.Cmd {
 	t.Helper()
-	return program(t, append(env, "PGCONNECT_TIMEOUT=10"), "psql", append(args, "-X", "-w", "-A", "-t", "-F", "\n", "-c", "SELECT session_user, current_database()")...)
+	return program(t, append(env, "PGCONNECT_TIMEOUT=60"), "psql", append(args, "-X", "-w", "-A", "-t", "-F", "\n", "-c", "SELECT session_user, current_database()")...)
 }
 
 // connectors are psql's ways to a login with each format's file.

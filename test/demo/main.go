@@ -27,7 +27,7 @@ import (
 )
 
 // limit ends a demo that hangs; an undisturbed one takes about 45 s.
-const limit = 3 * time.Minute
+const limit = 10 * time.Minute
 
 const introduction = `Tenure gives a pod short-lived credentials as files, keeps them fresh, and takes them back.
 This demo shows the life of one PostgreSQL user, in less than a minute.

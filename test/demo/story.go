@@ -29,7 +29,7 @@ const (
 	leaseMax = 40 * time.Second
 
 	// patience is for what is done in a second on an idle machine.
-	patience = 30 * time.Second
+	patience = 2 * time.Minute
 )
 
 // pod is who the story is about.
@@ -262,6 +262,10 @@ func (d *demo) showOverlap(ctx context.Context) error {
 	d.begin("Logging in as the old user, which goes on working for a while, and as the new one.")
 	for _, c := range []*pgx.ConnConfig{d.first, d.second} {
 		user, err := connect(ctx, c)
+		if err != nil && c == d.first && time.Since(d.swapped) > leaseTTL/5-time.Second {
+			d.say("This machine does too much else: the time in which %s works on was over before the login.", c.User)
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("logging in as %s %.1f s after the switch: %w", c.User, time.Since(d.swapped).Seconds(), err)
 		}

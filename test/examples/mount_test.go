@@ -125,7 +125,7 @@ func TestExamplesMount(t *testing.T) {
 			require.NoError(t, node.DeletePod(pod))
 		})
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	require.NoError(t, fixture.Eventually(ctx, 0, func(ctx context.Context) (int, error) {
 		return stack.Vault.LeaseCount(ctx, "database/creds")

@@ -16,20 +16,20 @@ import (
 func TestDatabaseDownAtReplacement(t *testing.T) {
 	s := newScene(t, fixture.ScopeOptions{TTL: 20 * time.Second})
 	s.start()
+	begin := time.Now() // a lease is counted from before it is asked for, and Vault notes when it answers
 	v := s.mounted()
 	before := files(t, v)
 	s.pg.Down()
 	s.eventually(4*time.Minute, func(c *assert.CollectT) { require.Len(c, s.readTimes(c), 3) })
 	at := s.readTimes(t)
-	for i, gap := range []time.Duration{16 * time.Second, 20 * time.Second} {
-		require.GreaterOrEqual(t, at[i+1].Sub(at[i]), gap-200*time.Millisecond, "before try %d", i+1)
-	}
+	require.GreaterOrEqual(t, at[1].Sub(begin), 16*time.Second, "before the first try")
+	require.GreaterOrEqual(t, at[2].Sub(at[1]), 15*time.Second, "before the second")
 	require.Equal(t, before, files(t, v))
 	require.NoError(t, s.pg.Up())
 	s.eventually(4*time.Minute, func(c *assert.CollectT) { s.works(c, v) }) // the guard, and up to a minute to the next look
 	at = s.readTimes(t)
 	require.Len(t, at, 4, "one mint after the recovery")
-	require.GreaterOrEqual(t, at[3].Sub(at[2]), 39*time.Second)
+	require.GreaterOrEqual(t, at[3].Sub(at[2]), 30*time.Second)
 	s.settles(3*time.Minute, held{1, 1, 1})
 	s.ends(v)
 }

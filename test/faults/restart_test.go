@@ -31,7 +31,12 @@ func TestRestart(t *testing.T) {
 	for range 100 {
 		v := s.volume(s.objects(""))
 		vs = append(vs, v)
-		mounts.Go(func() error { return s.try(v) })
+		mounts.Go(func() error {
+			return fixture.Eventually(t.Context(), true, func(context.Context) (bool, error) { // as kubelet does
+				err := s.try(v)
+				return err == nil, err
+			})
+		})
 	}
 	require.NoError(t, mounts.Wait())
 	require.Equal(t, held{100, 100, 100}, s.count(t))

@@ -43,12 +43,12 @@ func TestLatency(t *testing.T) {
 }
 
 // TestManyMountsAtOnce sends 50 Mounts of one volume while a network holds back what
-// Vault answers; the callers of five give up when the login is on its way.
+// PostgreSQL answers; the callers of five give up when the user is being made.
 func TestManyMountsAtOnce(t *testing.T) {
 	t.Parallel()
-	proxy := fixture.ProxyFor(t, stack.Vault.Addr)
-	proxy.Set(fixture.Fault{Delay: time.Hour})
-	s := siteAt(t, proxy.URL(), fixture.ScopeOptions{})
+	proxy := fixture.ProxyFor(t, stack.Postgres.Addr)
+	s := newSite(t, fixture.ScopeOptions{PostgresAddr: proxy.Addr()})
+	proxy.Set(fixture.Fault{Delay: time.Hour}) // until it is let go of
 	v := s.volume(t, s.db("db"))
 	require.NoError(t, os.MkdirAll(v.Target, 0o750))
 	require.NoError(t, os.Chmod(v.Target, 0o777|fs.ModeSticky))

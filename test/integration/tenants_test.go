@@ -112,7 +112,7 @@ func TestPoolOfTwoHundredTenants(t *testing.T) {
 	p.furnish(t, o, p.tenants(0, tenants+1)...)
 	p.bind(t, "", p.tenants(0, tenants)...)
 	idle := rss(t, p.daemon.Pid())
-	v := p.volumeOf(t, newPod(), p.spc(nil))
+	v := p.volumeOf(t, newPod(), p.spc(map[string]string{"onTenantFailure": "fail"})) // all or none, and then again
 	begin := time.Now()
 	require.NoError(t, fixture.Eventually(within(t, 5*time.Minute), true, func(ctx context.Context) (bool, error) {
 		begin = time.Now()

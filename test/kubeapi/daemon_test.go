@@ -129,7 +129,7 @@ func TestDaemonAsksForAToken(t *testing.T) {
 	spc := scope.SPC(fmt.Sprintf("[{objectName: user, secretPath: %s, secretKey: username}]", scope.Creds))
 	volume, err := node.Volume(fixture.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ServiceAccount: pod.ServiceAccount}, "secrets", spc, nil)
 	require.NoError(t, err)
-	volume.TokenTTL = 5 * time.Second
+	volume.TokenTTL = 10 * time.Second
 	_, err = volume.Mount(t.Context())
 	require.NoError(t, err)
 	first, err := volume.Read("user")

@@ -91,7 +91,7 @@ func start() error {
 	if _, err := os.Stat(binary); err != nil || etcdErr != nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
 	defer cancel()
 	if api, err = startServer(ctx, binary); err != nil {
 		return err
@@ -131,6 +131,14 @@ func prepare(ctx context.Context, root string) error {
 			return err
 		}
 		if err := create(ctx, crds, "", text); err != nil {
+			return err
+		}
+	}
+	for _, kind := range []schema.GroupVersionResource{spcs, statuses} { // served a while after their CRD is made
+		if err := fixture.Eventually(ctx, true, func(ctx context.Context) (bool, error) {
+			_, err := admin.Resource(kind).List(ctx, metav1.ListOptions{})
+			return err == nil, err
+		}); err != nil {
 			return err
 		}
 	}
@@ -191,7 +199,7 @@ func readyz(ctx context.Context, url string, ca []byte) (int, error) {
 // soon waits until a condition holds.
 func soon(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	require.Eventually(t, holds, 30*time.Second, 20*time.Millisecond, what)
+	require.Eventually(t, holds, 2*time.Minute, 20*time.Millisecond, what)
 }
 
 // as answers a client of a user.

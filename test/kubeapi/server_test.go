@@ -28,7 +28,7 @@ type server struct {
 
 	dir   string
 	parts []*exec.Cmd
-	logs  bytes.Buffer
+	logs  []*bytes.Buffer // of the parts
 }
 
 // issuer is the iss claim of the tokens that kube-apiserver signs, and their
@@ -44,7 +44,10 @@ func startServer(ctx context.Context, kube string) (s *server, err error) {
 	s = &server{}
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("%w\n%s", errors.Join(err, s.stop()), s.logs.String())
+			err = errors.Join(err, s.stop())
+			for _, log := range s.logs {
+				err = fmt.Errorf("%w\n%s", err, log)
+			}
 		}
 	}()
 	if s.dir, err = os.MkdirTemp("", "tenure-kubeapi-"); err != nil {
@@ -53,13 +56,19 @@ func startServer(ctx context.Context, kube string) (s *server, err error) {
 	if err = s.writeKeys(); err != nil {
 		return s, err
 	}
-	client, peer, secure := freePort(), freePort(), freePort()
-	etcd := "http://127.0.0.1:" + client
-	if err = s.run("etcd", "--data-dir="+s.dir+"/etcd", "--listen-client-urls="+etcd, "--advertise-client-urls="+etcd,
-		"--listen-peer-urls=http://127.0.0.1:"+peer, "--log-level=error"); err != nil {
+	client, clientErr := fixture.FreeAddr()
+	peer, peerErr := fixture.FreeAddr()
+	addr, addrErr := fixture.FreeAddr()
+	if err = errors.Join(clientErr, peerErr, addrErr); err != nil {
 		return s, err
 	}
-	s.URL = "https://127.0.0.1:" + secure
+	etcd := "http://" + client
+	if err = s.run("etcd", "--data-dir="+s.dir+"/etcd", "--listen-client-urls="+etcd, "--advertise-client-urls="+etcd,
+		"--listen-peer-urls=http://"+peer, "--log-level=error"); err != nil {
+		return s, err
+	}
+	s.URL = "https://" + addr
+	_, secure, _ := net.SplitHostPort(addr)
 	if err = s.run(kube, "kube-apiserver",
 		"--etcd-servers="+etcd, "--secure-port="+secure, "--bind-address=127.0.0.1",
 		"--advertise-address=192.0.2.1", "--endpoint-reconciler-type=none", // nobody looks for it
@@ -99,17 +108,18 @@ func (s *server) writeKeys() error {
 // run starts a program that ends with us.
 func (s *server) run(name string, args ...string) error {
 	cmd := exec.Command(name, args...) // stop ends it
-	cmd.Stdout, cmd.Stderr = &s.logs, &s.logs
+	log := &bytes.Buffer{}
+	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting %s: %w", name, err)
 	}
-	s.parts = append(s.parts, cmd)
+	s.parts, s.logs = append(s.parts, cmd), append(s.logs, log)
 	return nil
 }
 
 func (s *server) awaitReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	return fixture.Eventually(ctx, http.StatusOK, func(ctx context.Context) (int, error) {
 		ca, err := os.ReadFile(s.dir + "/apiserver.crt")
@@ -138,15 +148,4 @@ clusters: [{name: c, cluster: {server: %q, certificate-authority: %q}}],
 users: [{name: u, user: {token: token-of-%s}}],
 contexts: [{name: c, context: {cluster: c, user: u}}]}`, s.URL, s.dir+"/apiserver.crt", user)
 	return path, os.WriteFile(path, []byte(text), 0o600)
-}
-
-// freePort answers a port that nobody listens on at this moment.
-func freePort() string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "0"
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
 }
