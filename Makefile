@@ -41,7 +41,7 @@ conformance: setup-postgres build vaultd ## run the HashiCorp provider's cases t
 	@cd test/conformance && go test -count=1
 
 .PHONY: faults
-faults: setup-postgres build vaultd ## run the table of faults and kills against real parts: a line a case, and the count
+faults: setup-postgres build vaultd ## run test/faults, the kills, outages and refusals that need real parts (models of more are in make unit): a line a case, and the count
 	@cd test/faults && go test -count=1 -timeout=20m
 
 .PHONY: test-aws

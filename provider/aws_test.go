@@ -37,7 +37,7 @@ func manyTags(n int) []string {
 }
 
 func TestParseRefusesForAWS(t *testing.T) {
-	rows := []string{}
+	rows, inputs := []string{}, []string{}
 	for _, tc := range []struct {
 		name string
 		more map[string]string
@@ -105,8 +105,10 @@ func TestParseRefusesForAWS(t *testing.T) {
 			require.NotEmpty(t, e.Remedy, tc.name)
 		}
 		rows = append(rows, tc.name+": "+err.Error())
+		inputs = append(inputs, input(t, tc.name, tc.more)...)
 	}
 	golden(t, "aws.golden", rows)
+	golden(t, "aws.inputs", inputs)
 }
 
 func TestParseForAWS(t *testing.T) {

@@ -35,7 +35,7 @@ func secretPath(path string) map[string]string {
 
 func TestParseRefuses(t *testing.T) {
 	bomb := "a: &a [x,x,x,x]\nb: &b [*a,*a,*a,*a]\nc: [*b,*b,*b,*b]\n"
-	rows := []string{}
+	rows, inputs := []string{}, []string{}
 	for _, tc := range []struct {
 		name string
 		more map[string]string
@@ -213,8 +213,10 @@ func TestParseRefuses(t *testing.T) {
 		}
 		require.Equal(t, clean(err.Error()), err.Error(), tc.name)
 		rows = append(rows, tc.name+": "+err.Error())
+		inputs = append(inputs, input(t, tc.name, tc.more)...)
 	}
 	golden(t, "parse.golden", rows)
+	golden(t, "parse.inputs", inputs) // test/integration mounts them
 }
 
 func TestParseDefaults(t *testing.T) {

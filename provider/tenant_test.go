@@ -30,7 +30,7 @@ func named500(n int) string {
 }
 
 func TestParseRefusesTenants(t *testing.T) {
-	rows := []string{}
+	rows, inputs := []string{}, []string{}
 	for _, row := range []struct {
 		name string
 		more map[string]string
@@ -80,8 +80,10 @@ func TestParseRefusesTenants(t *testing.T) {
 		class, _ := classOf(err)
 		require.Equal(t, Invalid, class, row.name)
 		rows = append(rows, row.name+": "+err.Error())
+		inputs = append(inputs, input(t, row.name, row.more)...)
 	}
 	golden(t, "tenants.golden", rows)
+	golden(t, "tenants.inputs", inputs)
 }
 
 func TestParseTenants(t *testing.T) {

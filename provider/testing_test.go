@@ -57,6 +57,21 @@ func jwt(claims string) string {
 	return part(`{"alg":"RS256"}`) + "." + part(claims) + "." + part("signature")
 }
 
+// maxInput is how long a refused SPC may be to be kept in a golden file.
+const maxInput = 4 << 10
+
+// input is a row of a golden file that holds what was refused, for tests that send it
+// to a daemon; none where it is long.
+func input(t *testing.T, name string, more map[string]string) []string {
+	t.Helper()
+	text, err := json.Marshal(more)
+	require.NoError(t, err)
+	if len(text) > maxInput {
+		return nil
+	}
+	return []string{name + ": " + string(text)}
+}
+
 // golden compares rows of "name: text" with testdata/<file>, or writes it.
 func golden(t *testing.T, file string, rows []string) {
 	t.Helper()

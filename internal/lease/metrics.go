@@ -23,11 +23,11 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}
 	m := &metrics{
 		issued:     vec("issued_total", "Answers to reads, by why they were asked for and how they are kept fresh.", "reason", "kind"),
-		readErrors: vec("read_errors_total", "Reads that failed.", "class"),
-		logins:     vec("logins_total", "Logins with pods' identities.", "outcome"),
-		renewals:   vec("renewals_total", "Renewals of leases and tokens.", "outcome"),
-		ends:       vec("ends_total", "Grants and single leases ended at the backend.", "what", "outcome"),
-		listErrors: vec("tenant_list_errors_total", "Lists of tenants that could not be read.", "class"),
+		readErrors: vec("read_errors_total", "Reads that failed, by class of the error.", "class"),
+		logins:     vec("logins_total", "Logins with pods' identities, by ok or the class of the error.", "outcome"),
+		renewals:   vec("renewals_total", "Renewals of leases and tokens, by ok or the class of the error.", "outcome"),
+		ends:       vec("ends_total", "Ends of grants and of single leases asked of the backend, by ok or the class of the error.", "what", "outcome"),
+		listErrors: vec("tenant_list_errors_total", "Lists of tenants that could not be read, by class of the error.", "class"),
 		orphans: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: "tenure", Name: "orphaned_possible_total",
 			Help: "Reads of unknown outcome: a credential may exist that nobody holds, until its own end.",

@@ -113,9 +113,6 @@ func (s *Source) do(ctx context.Context, c call) (answer, *lease.Failure) {
 		f = buried(c)
 	}
 	f.Problem.Cause = tried.explain(f.Problem.Cause)
-	if f.MayHaveMinted && c.mints {
-		s.metrics.orphaned.Inc()
-	}
 	return a, f
 }
 

@@ -130,10 +130,12 @@ type pipe struct {
 	once  sync.Once
 }
 
+func newPipe() *pipe { return &pipe{conns: make(chan net.Conn), done: make(chan struct{})} }
+
 // bubbled is a source whose Vault is the handler, over an in-memory network.
 func bubbled(t *testing.T, h http.HandlerFunc) *Source {
 	t.Helper()
-	p := &pipe{conns: make(chan net.Conn), done: make(chan struct{})}
+	p := newPipe()
 	srv := &http.Server{Handler: h}
 	go func() { _ = srv.Serve(p) }()
 	s, err := New(Config{Addr: "http://vault:8200"})

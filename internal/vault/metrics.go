@@ -7,13 +7,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics count calls at any Vault address. Labels are bounded: six operations,
+// metrics count calls at any Vault address. Labels are bounded: seven operations,
 // and the codes of code().
 type metrics struct {
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
 	inFlight prometheus.Gauge
-	orphaned prometheus.Counter
 }
 
 // newMetrics registers at reg, where nil means nowhere.
@@ -32,15 +31,11 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Name: "tenure_vault_requests_in_flight",
 			Help: "Requests at Vault now.",
 		}),
-		orphaned: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "tenure_vault_orphaned_possible_total",
-			Help: "Reads that may have minted a credential whose answer was lost.",
-		}),
 	}
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.requests, m.seconds, m.inFlight, m.orphaned} {
+	for _, c := range []prometheus.Collector{m.requests, m.seconds, m.inFlight} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}

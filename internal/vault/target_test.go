@@ -266,35 +266,6 @@ func TestSymlinkOutOfTLSDir(t *testing.T) {
 	require.Contains(t, failure(t, err).Error(), "escapes")
 }
 
-func TestCARotationOnDisk(t *testing.T) {
-	before, after := newAuthority(t), newAuthority(t)
-	file := filepath.Join(t.TempDir(), "ca.pem")
-	require.NoError(t, os.WriteFile(file, before.pem, 0o600))
-	var serve atomic.Pointer[tls.Certificate]
-	serve.Store(before.server(t, time.Now().Add(time.Hour)))
-	srv := tlsVault(t, &serve, tls.NoClientCert, nil)
-	s := source(t, Config{Addr: srv.URL, CACert: file})
-	read := func() error { _, err := s.Read(t.Context(), mount, opened(), creds); return err }
-	recheck := func() {
-		for _, c := range s.clients.by {
-			c.checked = time.Time{} // as if recheckTLS had passed
-		}
-	}
-	require.NoError(t, read())
-
-	serve.Store(after.server(t, time.Now().Add(time.Hour)))
-	s.Close()
-	s.clients.by = nil
-	require.ErrorContains(t, read(), "unknown authority")
-	require.NoError(t, os.WriteFile(file, after.pem, 0o600))
-	recheck()
-	require.NoError(t, read())
-
-	require.NoError(t, os.WriteFile(file, []byte("half a fi"), 0o600))
-	recheck()
-	require.NoError(t, read(), "a file in the middle of a change leaves the old one in use")
-}
-
 func TestClientCertificateGoesToTheOperatorOnly(t *testing.T) {
 	ca, dir := newAuthority(t), t.TempDir()
 	cert, key := ca.issue(t, time.Now().Add(time.Hour))

@@ -1,7 +1,11 @@
 // Package faults runs the real daemon against a real Vault and PostgreSQL in
 // trouble: kills, outages, lost answers, refusals. What happened is read from
 // Vault's audit log and listings, PostgreSQL's roles and the pods' files. It
-// prints a line a case, and what the daemon can't prevent, counted.
+// prints a line a case, and what the daemon can't prevent, counted. These are not all
+// faults that are tested: what a model can show, and a month of it, is in
+// internal/lease, a network's and a backend's answers in internal/vault and
+// internal/aws, file systems' in internal/volume, the Kubernetes API's in
+// internal/kube and test/kubeapi.
 package faults
 
 import (

@@ -189,6 +189,7 @@ func TestCorruptRecord(t *testing.T) {
 
 	require.NoError(t, s.d.Restart(t.Context()))
 	require.FileExists(t, recs[0]+".bad")
+	require.Equal(t, 1, s.metric(t, "tenure_journal_records_damaged"))
 	require.Equal(t, before, files(t, well))
 	require.Equal(t, "live", s.status(t, well).State)
 	s.works(t, hurt) // its files stay

@@ -62,10 +62,10 @@ func TestChangedSPC(t *testing.T) {
 			}
 		})
 	}
-	s.requireHeld(t, 2, 1)                                // the first token was new enough for each edit
-	<-time.After(time.Until(begin.Add(25 * time.Second))) // the credentials' first life
+	s.requireHeld(t, 2, 1) // the first token was new enough for each edit
 	values := service(read(t, v, "db"))
-	require.NoError(t, stack.Postgres.Login(t.Context(), values["user"], values["password"]), "renewed past its 20 s meanwhile")
+	requireRenewed(t, values["user"], begin.Add(25*time.Second)) // past the credential's first life
+	require.NoError(t, stack.Postgres.Login(t.Context(), values["user"], values["password"]))
 
 	v.Attributes["objects"] = good
 	require.Equal(t, versions, mount(t, v))

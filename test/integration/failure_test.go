@@ -180,9 +180,9 @@ func TestPanics(t *testing.T) {
 			begin := time.Now()
 			mount(t, neighbour)
 			mount(t, s.volume(t, s.db("db")))
-			<-time.After(time.Until(begin.Add(13 * time.Second))) // a credential's first life
 			values := service(read(t, neighbour, "db"))
-			require.NoError(t, stack.Postgres.Login(t.Context(), values["user"], values["password"]), "the neighbour's credential is renewed")
+			requireRenewed(t, values["user"], begin.Add(13*time.Second)) // past the credential's first life
+			require.NoError(t, stack.Postgres.Login(t.Context(), values["user"], values["password"]))
 			mount(t, neighbour)
 		})
 	}

@@ -129,6 +129,21 @@ func (s *site) requireHeld(t *testing.T, users, tokens int) {
 	require.NoError(t, fixture.Eventually(ctx, tokens, s.Tokens), "tokens")
 }
 
+// requireRenewed waits until PostgreSQL will let a user in at a later time.
+func requireRenewed(t *testing.T, user string, until time.Time) {
+	t.Helper()
+	require.NoError(t, fixture.Eventually(within(t, time.Minute), true, func(ctx context.Context) (bool, error) {
+		conn, err := stack.Postgres.Admin(ctx)
+		if err != nil {
+			return false, err
+		}
+		defer func() { _ = conn.Close(ctx) }()
+		var later bool
+		err = conn.QueryRow(ctx, "SELECT rolvaliduntil > $2 FROM pg_roles WHERE rolname = $1", user, until).Scan(&later)
+		return later, err
+	}), "the renewal of %s", user)
+}
+
 // requireAsked checks how often Vault was asked to log in and for credentials.
 func (s *site) requireAsked(t *testing.T, logins, reads int) {
 	t.Helper()

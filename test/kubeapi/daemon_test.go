@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/tenure-csi/tenure/internal/lease"
 	"github.com/tenure-csi/tenure/provider"
@@ -89,8 +91,19 @@ func TestDaemonUsesTheAPI(t *testing.T) {
 
 	// The pod is deleted, and its directory stays: the lease ends all the same.
 	removePod(t, pod.Name)
-	<-time.After(3 * time.Second) // a sweep and a half
+	neighbour := makePod(t, "daemon-neighbour", "n-daemon", spc.Name)
+	gone, err := node.Volume(fixture.Pod{Namespace: namespace, Name: neighbour.Name, UID: neighbour.UID, ServiceAccount: "app"}, "secrets", spc, nil)
+	require.NoError(t, err)
+	_, err = gone.Mount(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 2, held(t, scope.Leases))
+	removePod(t, neighbour.Name)
+	require.NoError(t, gone.Unpublish())
+	soon(t, "the neighbour's end", func() bool { return held(t, scope.Leases) < 2 })
 	require.Equal(t, 1, held(t, scope.Leases), "the volume is still mounted: containers may run")
+	text, err := daemon.Status(t.Context())
+	require.NoError(t, err)
+	require.Contains(t, string(text), pod.UID)
 	require.NoError(t, volume.Unpublish())
 	began = time.Now()
 	soon(t, "the lease's end", func() bool { return held(t, scope.Leases) == 0 })
@@ -104,6 +117,65 @@ func TestDaemonUsesTheAPI(t *testing.T) {
 	require.NoError(t, err)
 	t.Logf("measured: resident with everything on and nothing mounted: %s", regexp.MustCompile(`VmRSS:\s*(.*)`).FindSubmatch(resident)[1])
 	require.NoError(t, daemon.Stop())
+}
+
+// TestCanary looks for secrets in all that the daemon wrote into the API.
+func TestCanary(t *testing.T) {
+	needAPI(t)
+	config, err := api.kubeconfig("all")
+	require.NoError(t, err)
+	const canary = "canary-41c7e09b66"
+	scope := fixture.Scoped(t, stack, fixture.ScopeOptions{TTL: 10 * time.Second, MaxTTL: 20 * time.Second})
+	require.NoError(t, stack.Vault.WriteKV1(t.Context(), scope.KV, "app", map[string]any{"k": canary, "no-variable": canary}))
+	node := fixture.NodeFor(t, fixture.NodeOptions{Issuer: stack.Issuer})
+	daemon := fixture.DaemonFor(t, fixture.DaemonOptions{Node: node, VaultAddr: stack.Vault.Addr, Args: []string{
+		"--kube-events", "--kube-pods", "--kube-spcs", "--kube-status", "--kube-token-requests", "--node-name=n-canary", "--kubeconfig=" + config,
+	}})
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(daemon.Logs())
+		}
+	})
+	spc := scope.SPC(fmt.Sprintf("[{objectName: password, secretPath: %s, secretKey: password}, {objectName: kv, secretPath: %s/app, secretKey: k}]", scope.Creds, scope.KV))
+	makeSPC(t, spc.Name, "[]")
+	for k, v := range spc.Parameters {
+		editSPC(t, spc.Name, k, v)
+	}
+	pod := makePod(t, "canary-pod", "n-canary", spc.Name)
+	volume, err := node.Volume(fixture.Pod{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, ServiceAccount: pod.ServiceAccount},
+		"secrets", spc, map[string]string{"mine": "1"})
+	require.NoError(t, err)
+	volume.Secrets = map[string]string{"unused": canary}
+	_, err = volume.Mount(t.Context())
+	require.NoError(t, err)
+	first, err := volume.Read("password")
+	require.NoError(t, err)
+	recorded := recordStatus(t, pod, spc.Name, volume.Target)
+	for _, objects := range []string{ // each fails with the value in hand
+		"{objectName: x, secretPath: " + scope.KV + "/app, format: pem}", "{objectName: x, secretPath: " + scope.KV + "/app, format: env}",
+		"{objectName: x, secretPath: " + scope.KV + "/app, format: template, template: '{{ .k.x }}'}",
+	} {
+		before := len(eventsOf(t, pod))
+		editSPC(t, spc.Name, "objects", "["+objects+"]")
+		soon(t, "the Event", func() bool { return len(eventsOf(t, pod)) > before })
+	}
+	soon(t, "a replacement", func() bool { now, err := volume.Read("password"); return err == nil && string(now) != string(first) })
+	second, err := volume.Read("password")
+	require.NoError(t, err)
+	soon(t, "the versions", func() bool { return len(versionsIn(t, recorded)) == 2 })
+	for _, of := range []schema.GroupVersionResource{events, statuses, pods, spcs} {
+		all, err := admin.Resource(of).Namespace(namespace).List(t.Context(), metav1.ListOptions{})
+		require.NoError(t, err)
+		require.NotEmpty(t, all.Items)
+		text, err := json.Marshal(all)
+		require.NoError(t, err)
+		for _, secret := range []string{canary, string(first), string(second), "hvs.", "eyJ"} { // Vault's tokens and JWTs begin like this
+			require.NotContains(t, string(text), secret, of.Resource)
+		}
+	}
+	said := messages(t, pod)
+	require.Contains(t, said, "ChangeNotCarriedOut")
+	require.Contains(t, said, "SubPathNotUpdated")
 }
 
 // TestDaemonAsksForAToken: nobody mounts again, the token of the first Mount has
