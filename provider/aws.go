@@ -148,6 +148,7 @@ func (e *entry) database(a *AWS, c Connection) {
 			e.fault("connection.port", "is missing, and the token is good for one port", "write it like port: 5432")
 		}
 	}
+	e.warnOfLongToken()
 	if c.User == "" {
 		e.fault("connection.user", "is missing", "set the database user that has rds_iam (PostgreSQL) or AWSAuthenticationPlugin (MySQL)")
 	}

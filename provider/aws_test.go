@@ -150,6 +150,10 @@ func TestParseForAWS(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, spec.Warnings, 1)
 	require.Contains(t, spec.Warnings[0], "ttl is under 30m")
+
+	spec, err = Parse(request("tenure", asksAWS(strings.Replace(rdsObject, "uri", "PG-Service", 1)+"connection: {user: app, host: "+rdsServer+"}")))
+	require.NoError(t, err)
+	require.Equal(t, []string{`object "db": a token of RDS seldom fits into libpq's service file, whose lines end at 1 KiB; use format pgpass, uri or env`}, spec.Warnings)
 }
 
 // Defaults are for those objects that can use them.

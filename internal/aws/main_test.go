@@ -61,11 +61,13 @@ type cloud struct {
 	forms  []url.Values
 	answer http.HandlerFunc // instead of a session; nil: a session
 	life   time.Duration
+	keyID  string
+	token  string // of a session
 }
 
 func newCloud(t *testing.T) *cloud {
 	t.Helper()
-	c := &cloud{life: time.Hour}
+	c := &cloud{life: time.Hour, keyID: "ASIASESSION", token: "session-token"}
 	c.Server = httptest.NewServer(c)
 	t.Cleanup(c.Close)
 	return c
@@ -106,7 +108,7 @@ func (c *cloud) grant(w http.ResponseWriter, r *http.Request) {
 	encoder := xml.NewEncoder(w)
 	start := func(name string) xml.StartElement { return xml.StartElement{Name: xml.Name{Local: name}} }
 	_ = encoder.EncodeToken(start(action + "Response"))
-	_ = encoder.EncodeElement(result{credentials{"ASIASESSION", "session-secret", "session-token", end}, 95}, start(action+"Result"))
+	_ = encoder.EncodeElement(result{credentials{c.keyID, "session-secret", c.token, end}, 95}, start(action+"Result"))
 	_ = encoder.EncodeToken(start(action + "Response").End())
 	_ = encoder.Flush()
 }

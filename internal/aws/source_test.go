@@ -20,7 +20,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
-	"github.com/tenure-csi/tenure/internal/format"
 	"github.com/tenure-csi/tenure/internal/lease"
 	"github.com/tenure-csi/tenure/provider"
 )
@@ -192,14 +191,6 @@ func TestDatabaseToken(t *testing.T) {
 		key = mac.Sum(nil)
 	}
 	require.Equal(t, hex.EncodeToString(key), signature)
-
-	for name, connection := range map[string]provider.Connection{
-		"pg-service": {Host: "db.eu-west-1.example", Port: 5432}, "pgpass": {}, "uri": {Host: "db.eu-west-1.example"}, "my-cnf": {Host: "db.eu-west-1.example"}, "env": {},
-	} {
-		rendered, err := format.Render(provider.Object{Name: "db", Format: name, Mode: 0o600, Connection: connection}, issued.Secret)
-		require.NoError(t, err, name)
-		require.Contains(t, string(rendered.Files[0].Data), signature, name)
-	}
 
 	c.life = 5 * time.Minute
 	issued, f = read(t, s, r)

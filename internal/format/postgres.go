@@ -59,18 +59,18 @@ func settings(c provider.Connection, dbname, user, password string) [][2]string 
 
 func checkServiceLine(name, value string) error {
 	const space = " \t\n\v\f\r" // C's isspace
-	cause := ""
+	cause, remedy := "", "use format uri or json"
 	switch {
 	case strings.ContainsAny(value, "\n\x00"):
 		cause = "holds a newline or a NUL byte"
 	case strings.Trim(value, space) != value:
 		cause = "begins or ends with white space"
 	case len(name)+1+len(value) > maxServiceLine:
-		cause = "is longer than a line may be"
+		cause, remedy = "is longer than a line of 1 KiB", "use format pgpass, uri or env"
 	default:
 		return nil
 	}
-	return invalid("format", "the connection's "+name+" "+cause+", which a libpq service file can't carry", "use format uri or json")
+	return invalid("format", "the connection's "+name+" "+cause+", which a libpq service file can't carry", remedy)
 }
 
 // uri writes postgresql://user:password@host:port/dbname?params, without a

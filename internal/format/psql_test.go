@@ -91,7 +91,7 @@ func TestReadByLibpq(t *testing.T) {
 		got := connect(object("orders", "pg-service", "d", "a"), "u", longest)
 		require.Equal(t, longest, got["password"])
 		_, err := Render(object("orders", "pg-service", "d", "a"), Secret{Data: map[string]any{"username": "u", "password": longest + "p"}})
-		require.ErrorContains(t, err, "is longer than a line may be")
+		require.ErrorContains(t, err, "is longer than a line of 1 KiB, which a libpq service file can't carry; use format pgpass, uri or env")
 		got = connect(object("orders", "uri", "d", "a"), "u", longest+"p")
 		require.Equal(t, longest+"p", got["password"])
 	})

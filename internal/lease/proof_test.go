@@ -45,6 +45,22 @@ func TestEachReadProvesTheIdentity(t *testing.T) {
 	})
 }
 
+// TestBriefTokenIsReplacedInTime: a database token of RDS, of 15 minutes, is
+// replaced with a third of its life left, time and again.
+func TestBriefTokenIsReplacedInTime(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		p := n.withSession(15 * time.Minute)
+		n.backend.roles["sts"] = role{ttl: 15 * time.Minute, bare: true, fixed: true}
+		require.NoError(t, p.mount())
+		for range 6 * 60 * 4 {
+			pause(15 * time.Second)
+			require.NoError(t, p.mount())
+			require.Greater(t, time.Until(p.lease().Expires), 4*time.Minute)
+		}
+		require.InDelta(t, 6*60/9.75, n.backend.minted("p sts"), 2, "one each 9 to 10.5 minutes")
+	})
+}
+
 // TestSessionWithoutAFreshIdentity: the tokens of the only Mount expire before the
 // session is due; the volume says so, and the next Mount mends it.
 func TestSessionWithoutAFreshIdentity(t *testing.T) {

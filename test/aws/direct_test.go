@@ -112,11 +112,9 @@ func TestDirectRefusals(t *testing.T) {
 	require.ErrorContains(t, err, `object "aws", field "identity": the daemon has no tenant bindings`)
 }
 
-// TestDirectSessionsRotate lets sessions end after 40 s: the file that AWS's SDK for
-// Go reads by way of credential_process holds a working session at any time.
-func TestDirectSessionsRotate(t *testing.T) {
-	cloud.EndSessionsAfter(40 * time.Second)
-	t.Cleanup(func() { cloud.EndSessionsAfter(0) })
+// directSessionsRotate also kills the daemon: its journal holds no key and no token.
+func directSessionsRotate(t *testing.T) {
+	t.Helper()
 	s := newSite(t)
 	v := s.direct(t, "shop", directSession(""))
 	ctx := within(t, 6*time.Minute)

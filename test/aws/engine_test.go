@@ -70,11 +70,23 @@ func TestSessionToken(t *testing.T) {
 	require.True(t, s.status(t, v).Leases[0].Unrevocable)
 }
 
-// TestSessionsRotate lets sessions end after 40 s and watches three replacements:
-// whoever reads the file has a working session at any time.
+// TestSessionsRotate lets sessions end after 40 s and watches three replacements of
+// each kind: whoever reads the file has a working session at any time.
 func TestSessionsRotate(t *testing.T) {
 	cloud.EndSessionsAfter(40 * time.Second)
 	t.Cleanup(func() { cloud.EndSessionsAfter(0) })
+	t.Run("Vault's", func(t *testing.T) {
+		t.Parallel()
+		vaultSessionsRotate(t)
+	})
+	t.Run("the pod's", func(t *testing.T) {
+		t.Parallel()
+		directSessionsRotate(t)
+	})
+}
+
+func vaultSessionsRotate(t *testing.T) {
+	t.Helper()
 	s := newSite(t)
 	s.engine(t)
 	s.role(t, "tenant", "assumed_role")

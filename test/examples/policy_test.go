@@ -116,6 +116,7 @@ func TestPolicy(t *testing.T) {
 		"foreign Vault":          {map[string]string{"vaultAddress": "https://vault.evil.com"}, []string{address}},
 		"beginning like the own": {map[string]string{"vaultAddress": "https://vault.example.com:8200.evil.com"}, []string{address}},
 		"pod's AWS identity":     {map[string]string{"awsIdentity": "pod"}, nil},
+		"the pod's, of EKS":      {map[string]string{"objects": "- {objectName: a, identity: pod-identity}\n- identity: pod-identity\n  objectName: b\n"}, nil},
 		"node's AWS identity":    {map[string]string{"awsIdentity": "node"}, []string{identity}},
 		"verified":               {map[string]string{"vaultSkipTLSVerify": "false"}, nil},
 		"not verified":           {map[string]string{"vaultSkipTLSVerify": "true"}, []string{verify}},
