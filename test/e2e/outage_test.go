@@ -28,7 +28,7 @@ const outage = 5 * time.Minute
 // renewed and replaced, leases of two minutes are renewed, an hour's go on, and a
 // secret changes.
 func apiServerStopped(t *testing.T) {
-	withKubernetes(t)
+	configure(t, "kubernetes: {events: true, podWatch: true, spcWatch: true, statusSync: true}")
 	short, long, lasting := newScene(t, shortLived), newScene(t, fixture.ScopeOptions{TTL: 2 * time.Minute}), newScene(t, fixture.ScopeOptions{})
 	short.orders(t)
 	long.orders(t)
@@ -89,19 +89,6 @@ func apiServerStopped(t *testing.T) {
 	for _, s := range []*scene{short, long, lasting} {
 		s.holds(t, 0)
 	}
-}
-
-// withKubernetes switches all permissions on until the test's end.
-func withKubernetes(t *testing.T) {
-	t.Helper()
-	helm := func(ctx context.Context, args ...string) {
-		_, err := cluster.Helm(ctx, "", append(args, "--namespace="+releaseNamespace)...)
-		require.NoError(t, err)
-		require.NoError(t, await(ctx, 2*soon, daemonReady))
-	}
-	t.Cleanup(func() { helm(context.WithoutCancel(t.Context()), "rollback", release) })
-	helm(t.Context(), "upgrade", release, chart, "--reuse-values",
-		"--set=kubernetes.podWatch=true,kubernetes.spcWatch=true,kubernetes.events=true,kubernetes.statusSync=true")
 }
 
 // metric answers the value of the daemon's metric without labels.
