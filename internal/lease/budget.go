@@ -59,10 +59,11 @@ func (b *budget) total() int64 {
 	return b.used
 }
 
-// size is what files take of a tmpfs.
+// size is what files take of a tmpfs. One that is empty counts like the smallest: the
+// kernel's own memory for its name and inode is charged to the daemon too.
 func size(files []volume.File) (n int64) {
 	for _, f := range files {
-		n += (int64(len(f.Data)) + page - 1) / page * page
+		n += max(1, (int64(len(f.Data))+page-1)/page) * page
 	}
 	return n
 }

@@ -239,3 +239,9 @@ func TestRecentFilesAreBounded(t *testing.T) {
 		require.Zero(t, n.m.recents.total())
 	})
 }
+
+func TestSizeOfFiles(t *testing.T) {
+	for bytes, want := range map[int]int64{0: page, 1: page, page: page, page + 1: 2 * page} {
+		require.Equal(t, want, size([]volume.File{{Data: make([]byte, bytes)}}), bytes)
+	}
+}

@@ -58,6 +58,15 @@ func TestDefault(t *testing.T) {
 	require.Contains(t, c.Args, "--health-addr=:8080")
 }
 
+// TestMemoryLimit holds the limit to what test/e2e has measured: a page of a file takes
+// a quarter more with the kernel's share, and the process 192 MiB.
+func TestMemoryLimit(t *testing.T) {
+	t.Parallel()
+	limits := render(t, "").container(t).Resources.Limits
+	budget := limits.Memory().Value() / 2 // the daemon's own default: the chart gives no --volume-budget
+	require.GreaterOrEqual(t, limits.Memory().Value(), budget*5/4+192<<20)
+}
+
 func TestDirectories(t *testing.T) {
 	t.Parallel()
 	m := render(t, "{kubeletRootDir: /var/lib/k0s/kubelet, providersDir: /etc/kubernetes/secrets-store-csi-providers, stateDir: /run/other}")

@@ -84,7 +84,7 @@ func (s Server) ApplyExamples(t *testing.T, repository string, flags ...string) 
 	})
 	made := map[string]bool{"default": true}
 	for _, file := range files {
-		text, err := os.ReadFile(file) //nolint:gosec // the repository's own
+		text, err := os.ReadFile(file)
 		require.NoError(t, err)
 		for _, namespace := range regexp.MustCompile(`(?m)^  namespace: (\S+)`).FindAllStringSubmatch(string(text), -1) {
 			if !made[namespace[1]] {

@@ -219,7 +219,10 @@ func uninstall(t *testing.T) {
 	s.orders(t)
 	p := s.run(t, template(idle, "orders"))
 	before := keeps(t, p)
-	_, err := cluster.Helm(t.Context(), "", "uninstall", release, "--namespace="+releaseNamespace)
+	notes, err := cluster.Helm(t.Context(), "", "get", "notes", release, "--namespace="+releaseNamespace)
+	require.NoError(t, err)
+	require.Contains(t, notes, "BEFORE YOU UNINSTALL: pods keep their files, but nobody renews, replaces or revokes")
+	_, err = cluster.Helm(t.Context(), "", "uninstall", release, "--namespace="+releaseNamespace)
 	require.NoError(t, err)
 	require.NoError(t, await(t.Context(), 2*soon, func(ctx context.Context) error {
 		left, err := daemons(ctx)

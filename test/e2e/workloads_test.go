@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -150,12 +151,44 @@ func manyPods(t *testing.T) {
 	const many = 60
 	s := newScene(t, fixture.ScopeOptions{})
 	s.orders(t)
-	began := time.Now()
+	before, err := stack.Vault.Audit()
+	require.NoError(t, err)
 	d := s.deploy(t, template(idle, "orders"), many, 8*time.Minute)
-	t.Logf("%d pods are available after %s", many, time.Since(began).Round(time.Second))
+	after, err := stack.Vault.Audit()
+	require.NoError(t, err)
+	calls := map[string]int{}
+	for _, call := range after[len(before):] {
+		if call.Accessor != "" || strings.HasPrefix(call.Path, "auth/kubernetes/login") { // not our own
+			calls["all"]++
+			calls[call.Path]++
+		}
+	}
+	report.figure("%d pods are Ready after %s; calls of Vault a mount: %.2f (logins %.2f, database credentials %.2f, key-value %.2f)", many, s.lastReady(t),
+		float64(calls["all"])/many, float64(calls["auth/kubernetes/login"])/many, float64(calls[s.Creds])/many, float64(calls[s.KV+"/app"])/many)
+	require.Equal(t, many, calls[s.Creds], "one credential a pod")
 	s.holds(t, many)
-	began = time.Now()
+	began := time.Now()
 	s.remove(t, d)
 	s.holds(t, 0)
-	t.Logf("their users are gone after %s", time.Since(began).Round(time.Second))
+	report.figure("their users are gone after %s", time.Since(began).Round(time.Second))
+}
+
+// lastReady answers the time from the first pod's creation to the last one's Ready, in
+// Kubernetes' whole seconds.
+func (s *scene) lastReady(t *testing.T) time.Duration {
+	t.Helper()
+	pods, err := s.pods(t.Context())
+	require.NoError(t, err)
+	first, last := time.Now(), time.Time{}
+	for _, p := range pods {
+		if p.CreationTimestamp.Time.Before(first) {
+			first = p.CreationTimestamp.Time
+		}
+		for _, c := range p.Status.Conditions {
+			if c.Type == core.PodReady && c.LastTransitionTime.After(last) {
+				last = c.LastTransitionTime.Time
+			}
+		}
+	}
+	return last.Sub(first)
 }
