@@ -53,7 +53,7 @@ e2e: setup-postgres build node vaultd ## run the cases on a real Kubernetes node
 	@cd test/e2e && go test -tags e2e -count=1 -timeout=60m
 
 .PHONY: node-up
-node-up: node ## run a Kubernetes node on this machine until Ctrl-C or make node-down, and say how to use it
+node-up: node ## run a Kubernetes node with Tenure and the driver on this machine until Ctrl-C or make node-down, and say how to use it
 	@go -C test build -o ../bin/node ./node/up
 	@bin/node
 

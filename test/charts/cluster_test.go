@@ -117,6 +117,7 @@ func TestNotes(t *testing.T) {
 			}
 			require.Contains(t, notes, "kubectl --namespace kube-system exec daemonset/tenure -- /tenure status\n")
 			require.Contains(t, notes, "BEFORE YOU UNINSTALL")
+			require.Equal(t, strings.Contains(row.values, "install: true"), strings.Contains(notes, "The driver goes too"))
 		})
 	}
 }

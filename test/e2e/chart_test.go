@@ -222,19 +222,45 @@ func uninstall(t *testing.T) {
 	notes, err := cluster.Helm(t.Context(), "", "get", "notes", release, "--namespace="+releaseNamespace)
 	require.NoError(t, err)
 	require.Contains(t, notes, "BEFORE YOU UNINSTALL: pods keep their files, but nobody renews, replaces or revokes")
+	s.class(t, "motto", s.motto())
+	deleted := pod(template(idle, "motto"))
+	deleted.Name = "deleted"
+	s.create(t, deleted)
+	s.awaitRunning(t, deleted)
 	_, err = cluster.Helm(t.Context(), "", "uninstall", release, "--namespace="+releaseNamespace)
 	require.NoError(t, err)
 	require.NoError(t, await(t.Context(), 2*soon, func(ctx context.Context) error {
-		left, err := daemons(ctx)
-		if err == nil && len(left) > 0 {
-			err = fmt.Errorf("pod %s is still there", left[0].Name)
+		var left core.PodList
+		err := cluster.Client.List(ctx, &left, client.InNamespace(releaseNamespace), client.MatchingLabels{"app.kubernetes.io/instance": release})
+		if err == nil && len(left.Items) > 0 {
+			err = fmt.Errorf("pod %s is still there", left.Items[0].Name)
 		}
 		return err
 	}))
 	s.stays(t, p, before)
+
+	// The driver, which kubelet needs to unmount, is gone with the release.
+	s.remove(t, deleted)
+	awaitStuck(t, deleted)
 	require.NoError(t, installTenure(t.Context()))
+	awaitGone(t, deleted)
 	awaitMount(t)
 	s.stays(t, p, before)
 	s.remove(t, p)
 	s.holds(t, 0)
+}
+
+// awaitStuck waits until kubelet has failed to unmount a deleted pod's volume, and
+// requires that the pod is still there.
+func awaitStuck(t *testing.T, p *core.Pod) {
+	t.Helper()
+	require.NoError(t, await(t.Context(), soon, func(context.Context) error {
+		for line := range strings.Lines(cluster.Kubelet.Logs()) {
+			if strings.Contains(line, string(p.UID)) && strings.Contains(line, "UnmountVolume.TearDown failed") {
+				return nil
+			}
+		}
+		return errors.New("kubelet has not tried")
+	}))
+	require.NoError(t, cluster.Client.Get(t.Context(), client.ObjectKeyFromObject(p), p))
 }

@@ -46,6 +46,14 @@ func driverReplaced(t *testing.T) {
 	})
 }
 
+func driverCrashed(t *testing.T) {
+	restarted(t, func(t *testing.T) {
+		t.Helper()
+		require.NoError(t, cluster.Driver.Kill())
+		require.NoError(t, cluster.Driver.Start(t.Context()))
+	})
+}
+
 func kubeletRestarted(t *testing.T) {
 	restarted(t, func(t *testing.T) {
 		t.Helper()

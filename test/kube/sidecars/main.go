@@ -61,7 +61,7 @@ func (o options) run(ctx context.Context, program string) error {
 	if err != nil {
 		return fmt.Errorf("connecting to the driver: %w", err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	driver := csi.NewIdentityClient(conn)
 	info, err := driver.GetPluginInfo(ctx, &csi.GetPluginInfoRequest{})
 	if err != nil {
