@@ -120,12 +120,7 @@ func rotationOff(t *testing.T) {
 
 func permissions(t *testing.T) {
 	withoutRotation(t)
-	configure(t, `
-kubernetes: {events: true, podWatch: true, spcWatch: true, statusSync: true, tokenRequest: true}
-extraEnv: # there is no kube-proxy that would lead the service's address to it
-  - {name: KUBERNETES_SERVICE_HOST, value: 127.0.0.1}
-  - {name: KUBERNETES_SERVICE_PORT, value: "6443"}
-`)
+	configure(t, "kubernetes: {events: true, podWatch: true, spcWatch: true, statusSync: true, tokenRequest: true}")
 	setUp(t, "rotation off, with Kubernetes permissions", []row{
 		{"replaced with a requested token when the Vault token has come to its end", func(t *testing.T) func(*testing.T) {
 			s := newScene(t, shortLived)
