@@ -8,10 +8,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
@@ -25,20 +25,21 @@ import (
 // traps are troubles during a pod's first Mount after which the driver, with its
 // rotation on, could answer kubelet for a volume that holds nothing.
 var traps = []struct {
-	name  string
-	begin func(t *testing.T, s *scene) (end func(context.Context) error)
+	name   string
+	beside bool // others may be troubled at the same time
+	begin  func(t *testing.T, s *scene) (end func(context.Context) error)
 }{
-	{"Vault is down", func(t *testing.T, _ *scene) func(context.Context) error {
+	{"Vault is down", false, func(t *testing.T, _ *scene) func(context.Context) error {
 		require.NoError(t, stack.Vault.Kill())
 		return stack.Vault.Restart
 	}},
-	{"Vault is sealed", func(t *testing.T, _ *scene) func(context.Context) error {
+	{"Vault is sealed", false, func(t *testing.T, _ *scene) func(context.Context) error {
 		require.NoError(t, stack.Vault.Client().Sys().SealWithContext(t.Context()))
 		return stack.Vault.Restart // it unseals itself
 	}},
-	{"Vault does not answer", stopVault},
-	{"Vault throttles", throttle},
-	{"Vault waits for its database", func(t *testing.T, _ *scene) func(context.Context) error { return lockRoles(t) }},
+	{"Vault does not answer", false, stopVault},
+	{"Vault throttles", true, throttle},
+	{"Vault waits for its database", true, func(t *testing.T, _ *scene) func(context.Context) error { return lockRoles(t) }},
 }
 
 // firstLook is the script of a pod whose first act is to use its volume.
@@ -47,6 +48,9 @@ const firstLook = "{ cat " + secrets + "/motto && psql -XAtc 'select current_use
 func emptyVolumes(t *testing.T) {
 	for _, trap := range traps {
 		t.Run(trap.name, func(t *testing.T) {
+			if trap.beside {
+				t.Parallel()
+			}
 			report.note(t, "no pod starts with an empty volume: "+trap.name)
 			s := newScene(t, fixture.ScopeOptions{})
 			s.orders(t)
@@ -102,12 +106,14 @@ func stopVault(t *testing.T, _ *scene) func(context.Context) error {
 	return func(context.Context) error { return syscall.Kill(pid, syscall.SIGCONT) }
 }
 
-// throttle has Vault refuse logins with 429: the one that its quota allows is
-// used up.
+// throttle has Vault refuse the scene's logins with 429: the one that its quota
+// allows is used up.
 func throttle(t *testing.T, s *scene) func(context.Context) error {
 	t.Helper()
 	vault, path := stack.Vault.Client().Logical(), "sys/quotas/rate-limit/"+s.Name
-	_, err := vault.WriteWithContext(t.Context(), path, map[string]any{"path": "auth/kubernetes", "rate": 1, "interval": "10m"})
+	_, err := vault.WriteWithContext(t.Context(), path, map[string]any{
+		"path": "auth/kubernetes", "role": s.Name, "rate": 1, "interval": "10m",
+	})
 	require.NoError(t, err)
 	require.NoError(t, await(t.Context(), soon, func(ctx context.Context) error {
 		_, err := vault.WriteWithContext(ctx, "auth/kubernetes/login", map[string]any{"role": s.Name, "jwt": "none"})
@@ -152,7 +158,8 @@ func awaitLock(t *testing.T) {
 }
 
 // driverKilled kills the driver while Vault is at work for a first Mount. Its
-// successor finds a volume that is mounted and holds nothing.
+// successor finds a volume that is mounted and holds nothing, and takes even the
+// Mount that then fails, because the work takes too long, for success.
 func driverKilled(t *testing.T) {
 	s := newScene(t, fixture.ScopeOptions{})
 	s.orders(t)
@@ -162,10 +169,52 @@ func driverKilled(t *testing.T) {
 	awaitLock(t)
 	require.NoError(t, cluster.Driver.Kill())
 	require.NoError(t, cluster.Driver.Start(t.Context()))
-	<-time.After(10 * time.Second) // kubelet has tried again
+	awaitLog(t, "the driver would start the pod without files: trying again", string(p.UID))
 	require.NoError(t, unlock(t.Context()))
 	s.startsFull(t, p)
 	require.Equal(t, 1, s.reads(t))
+}
+
+// kubeletKilled kills kubelet during a first Mount: the driver unmounts the volume
+// and leaves its directory. With a rotationPollInterval longer than the chart's it
+// would answer the next kubelet that all is well.
+func kubeletKilled(t *testing.T) {
+	s := newScene(t, fixture.ScopeOptions{})
+	s.orders(t)
+	unlock := lockRoles(t)
+	p := pod(template(firstLook, "orders"))
+	s.create(t, p)
+	awaitLock(t)
+	require.NoError(t, cluster.Kubelet.Kill())
+	awaitTarget(t, p, false)
+	require.NoError(t, cluster.Kubelet.Start(t.Context()))
+	awaitTarget(t, p, true)
+	require.NoError(t, unlock(t.Context()))
+	s.startsFull(t, p)
+	require.Equal(t, 1, s.reads(t))
+}
+
+// awaitLog waits until a line of the daemon's log has all of the words.
+func awaitLog(t *testing.T, words ...string) {
+	t.Helper()
+	require.NoError(t, await(t.Context(), soon, func(context.Context) error {
+		logs, err := filepath.Glob(daemonLogs)
+		if err != nil {
+			return err
+		}
+		for _, path := range logs {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			for line := range strings.Lines(string(text)) {
+				if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) }) {
+					return nil
+				}
+			}
+		}
+		return fmt.Errorf("no line of %q has %q", logs, words)
+	}))
 }
 
 // daemonAway has a pod start while there is no daemon. A driver that knows one
@@ -180,7 +229,7 @@ func daemonAway(t *testing.T) {
 	back := sendDaemonAway(t)
 	p = pod(template(firstLook, "orders"))
 	s.create(t, p)
-	awaitTarget(t, p)
+	awaitTarget(t, p, true)
 	require.NoError(t, back(t.Context()))
 	s.startsFull(t, p)
 	require.Equal(t, reads+1, s.reads(t))
@@ -211,14 +260,14 @@ func sendDaemonAway(t *testing.T) (back func(context.Context) error) {
 }
 
 // awaitTarget waits until the driver has mounted the pod's volume, which it does
-// before it calls a provider.
-func awaitTarget(t *testing.T, p *core.Pod) {
+// before it calls a provider, or has unmounted it.
+func awaitTarget(t *testing.T, p *core.Pod, mounted bool) {
 	t.Helper()
 	target := filepath.Join("/var/lib/kubelet/pods", string(p.UID), "volumes/kubernetes.io~csi/orders/mount")
 	require.NoError(t, await(t.Context(), soon, func(context.Context) error {
 		mounts, err := os.ReadFile("/proc/self/mounts")
-		if err == nil && !strings.Contains(string(mounts), " "+target+" ") {
-			err = errors.New("the driver has not mounted the volume")
+		if err == nil && strings.Contains(string(mounts), " "+target+" ") != mounted {
+			err = fmt.Errorf("the volume is mounted: %t", !mounted)
 		}
 		return err
 	}))
