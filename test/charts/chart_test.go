@@ -317,7 +317,7 @@ func TestSubChart(t *testing.T) {
 	text, err := helm(t, "secrets-store-csi-driver: {install: true}", "template", "tenure", chart, needed)
 	require.NoError(t, err)
 	require.Contains(t, text, `"--enable-secret-rotation=true"`)
-	require.Contains(t, text, `"--rotation-poll-interval=2m"`)
+	require.Contains(t, text, `"--rotation-poll-interval=1s"`)
 }
 
 func appVersion(t *testing.T) string {

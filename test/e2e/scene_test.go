@@ -253,6 +253,9 @@ func (s *scene) events(ctx context.Context, pod, reason string) ([]string, error
 	return messages, nil
 }
 
+// daemonLogs are where kubelet keeps those of the daemon's pods.
+const daemonLogs = "/var/log/pods/" + releaseNamespace + "_" + release + "-*/tenure/*.log"
+
 // describe logs what a person would look at after a failure.
 func (s *scene) describe(t *testing.T) {
 	t.Helper()
@@ -267,6 +270,6 @@ func (s *scene) describe(t *testing.T) {
 	for _, e := range list.Items {
 		t.Logf("  %s %s: %s", e.InvolvedObject.Name, e.Reason, e.Message)
 	}
-	logs, _ := filepath.Glob("/var/log/pods/" + releaseNamespace + "_" + release + "-*/tenure/*.log")
+	logs, _ := filepath.Glob(daemonLogs)
 	t.Log("the daemon's logs:", logs)
 }

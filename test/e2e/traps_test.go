@@ -8,10 +8,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
@@ -152,7 +152,8 @@ func awaitLock(t *testing.T) {
 }
 
 // driverKilled kills the driver while Vault is at work for a first Mount. Its
-// successor finds a volume that is mounted and holds nothing.
+// successor finds a volume that is mounted and holds nothing, and takes even the
+// Mount that then fails, because the work takes too long, for success.
 func driverKilled(t *testing.T) {
 	s := newScene(t, fixture.ScopeOptions{})
 	s.orders(t)
@@ -162,10 +163,33 @@ func driverKilled(t *testing.T) {
 	awaitLock(t)
 	require.NoError(t, cluster.Driver.Kill())
 	require.NoError(t, cluster.Driver.Start(t.Context()))
-	<-time.After(10 * time.Second) // kubelet has tried again
+	awaitLog(t, "the driver would start the pod without files: trying again", string(p.UID))
 	require.NoError(t, unlock(t.Context()))
 	s.startsFull(t, p)
 	require.Equal(t, 1, s.reads(t))
+}
+
+// awaitLog waits until a line of the daemon's log has all of the words.
+func awaitLog(t *testing.T, words ...string) {
+	t.Helper()
+	require.NoError(t, await(t.Context(), soon, func(context.Context) error {
+		logs, err := filepath.Glob(daemonLogs)
+		if err != nil {
+			return err
+		}
+		for _, path := range logs {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			for line := range strings.Lines(string(text)) {
+				if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) }) {
+					return nil
+				}
+			}
+		}
+		return fmt.Errorf("no line of %q has %q", logs, words)
+	}))
 }
 
 // daemonAway has a pod start while there is no daemon. A driver that knows one
