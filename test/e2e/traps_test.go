@@ -25,20 +25,21 @@ import (
 // traps are troubles during a pod's first Mount after which the driver, with its
 // rotation on, could answer kubelet for a volume that holds nothing.
 var traps = []struct {
-	name  string
-	begin func(t *testing.T, s *scene) (end func(context.Context) error)
+	name   string
+	beside bool // others may be troubled at the same time
+	begin  func(t *testing.T, s *scene) (end func(context.Context) error)
 }{
-	{"Vault is down", func(t *testing.T, _ *scene) func(context.Context) error {
+	{"Vault is down", false, func(t *testing.T, _ *scene) func(context.Context) error {
 		require.NoError(t, stack.Vault.Kill())
 		return stack.Vault.Restart
 	}},
-	{"Vault is sealed", func(t *testing.T, _ *scene) func(context.Context) error {
+	{"Vault is sealed", false, func(t *testing.T, _ *scene) func(context.Context) error {
 		require.NoError(t, stack.Vault.Client().Sys().SealWithContext(t.Context()))
 		return stack.Vault.Restart // it unseals itself
 	}},
-	{"Vault does not answer", stopVault},
-	{"Vault throttles", throttle},
-	{"Vault waits for its database", func(t *testing.T, _ *scene) func(context.Context) error { return lockRoles(t) }},
+	{"Vault does not answer", false, stopVault},
+	{"Vault throttles", true, throttle},
+	{"Vault waits for its database", true, func(t *testing.T, _ *scene) func(context.Context) error { return lockRoles(t) }},
 }
 
 // firstLook is the script of a pod whose first act is to use its volume.
@@ -47,6 +48,9 @@ const firstLook = "{ cat " + secrets + "/motto && psql -XAtc 'select current_use
 func emptyVolumes(t *testing.T) {
 	for _, trap := range traps {
 		t.Run(trap.name, func(t *testing.T) {
+			if trap.beside {
+				t.Parallel()
+			}
 			report.note(t, "no pod starts with an empty volume: "+trap.name)
 			s := newScene(t, fixture.ScopeOptions{})
 			s.orders(t)
@@ -102,12 +106,14 @@ func stopVault(t *testing.T, _ *scene) func(context.Context) error {
 	return func(context.Context) error { return syscall.Kill(pid, syscall.SIGCONT) }
 }
 
-// throttle has Vault refuse logins with 429: the one that its quota allows is
-// used up.
+// throttle has Vault refuse the scene's logins with 429: the one that its quota
+// allows is used up.
 func throttle(t *testing.T, s *scene) func(context.Context) error {
 	t.Helper()
 	vault, path := stack.Vault.Client().Logical(), "sys/quotas/rate-limit/"+s.Name
-	_, err := vault.WriteWithContext(t.Context(), path, map[string]any{"path": "auth/kubernetes", "rate": 1, "interval": "10m"})
+	_, err := vault.WriteWithContext(t.Context(), path, map[string]any{
+		"path": "auth/kubernetes", "role": s.Name, "rate": 1, "interval": "10m",
+	})
 	require.NoError(t, err)
 	require.NoError(t, await(t.Context(), soon, func(ctx context.Context) error {
 		_, err := vault.WriteWithContext(ctx, "auth/kubernetes/login", map[string]any{"role": s.Name, "jwt": "none"})
