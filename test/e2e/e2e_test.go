@@ -38,6 +38,7 @@ var cases = []struct {
 	{"provider: vault", hashicorpCases},
 	{"no pod starts with an empty volume", emptyVolumes},
 	{"no pod starts with an empty volume: the driver is killed in mid-Mount", driverKilled},
+	{"no pod starts with an empty volume: kubelet is killed in mid-Mount", kubeletKilled},
 	{"no pod starts with an empty volume: the daemon is away", daemonAway},
 	{"the daemon's pod killed: nothing is issued anew, and leases go on", daemonKilled},
 	{"helm upgrade and rollback: nothing is issued anew, files stay", upgrade},

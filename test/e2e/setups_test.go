@@ -73,7 +73,7 @@ func configure(t *testing.T, values string) {
 func upgradeTenure(ctx context.Context, values string) (restore func(context.Context) error, err error) {
 	helm := func(ctx context.Context, values string, args ...string) error {
 		return newDaemon(ctx, func(ctx context.Context, _ *core.Pod) error {
-			_, err := cluster.Helm(ctx, values, append(args, "--namespace="+releaseNamespace)...)
+			_, err := cluster.Helm(ctx, values, append(args, "--namespace="+releaseNamespace, "--no-hooks")...) // see node.SetDriver
 			return err
 		})
 	}

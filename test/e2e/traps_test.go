@@ -175,6 +175,25 @@ func driverKilled(t *testing.T) {
 	require.Equal(t, 1, s.reads(t))
 }
 
+// kubeletKilled kills kubelet during a first Mount: the driver unmounts the volume
+// and leaves its directory. With a rotationPollInterval longer than the chart's it
+// would answer the next kubelet that all is well.
+func kubeletKilled(t *testing.T) {
+	s := newScene(t, fixture.ScopeOptions{})
+	s.orders(t)
+	unlock := lockRoles(t)
+	p := pod(template(firstLook, "orders"))
+	s.create(t, p)
+	awaitLock(t)
+	require.NoError(t, cluster.Kubelet.Kill())
+	awaitTarget(t, p, false)
+	require.NoError(t, cluster.Kubelet.Start(t.Context()))
+	awaitTarget(t, p, true)
+	require.NoError(t, unlock(t.Context()))
+	s.startsFull(t, p)
+	require.Equal(t, 1, s.reads(t))
+}
+
 // awaitLog waits until a line of the daemon's log has all of the words.
 func awaitLog(t *testing.T, words ...string) {
 	t.Helper()
@@ -210,7 +229,7 @@ func daemonAway(t *testing.T) {
 	back := sendDaemonAway(t)
 	p = pod(template(firstLook, "orders"))
 	s.create(t, p)
-	awaitTarget(t, p)
+	awaitTarget(t, p, true)
 	require.NoError(t, back(t.Context()))
 	s.startsFull(t, p)
 	require.Equal(t, reads+1, s.reads(t))
@@ -241,14 +260,14 @@ func sendDaemonAway(t *testing.T) (back func(context.Context) error) {
 }
 
 // awaitTarget waits until the driver has mounted the pod's volume, which it does
-// before it calls a provider.
-func awaitTarget(t *testing.T, p *core.Pod) {
+// before it calls a provider, or has unmounted it.
+func awaitTarget(t *testing.T, p *core.Pod, mounted bool) {
 	t.Helper()
 	target := filepath.Join("/var/lib/kubelet/pods", string(p.UID), "volumes/kubernetes.io~csi/orders/mount")
 	require.NoError(t, await(t.Context(), soon, func(context.Context) error {
 		mounts, err := os.ReadFile("/proc/self/mounts")
-		if err == nil && !strings.Contains(string(mounts), " "+target+" ") {
-			err = errors.New("the driver has not mounted the volume")
+		if err == nil && strings.Contains(string(mounts), " "+target+" ") != mounted {
+			err = fmt.Errorf("the volume is mounted: %t", !mounted)
 		}
 		return err
 	}))

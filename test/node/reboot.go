@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,7 +16,7 @@ import (
 // Reboot takes the node's power away and gives it back: every container and part
 // of the node but the control plane is killed, mounts and what is in /run are
 // gone, and the parts start again. It answers once the driver's pod is back;
-// others come later, with the same UIDs. For the driver they are an hour old then.
+// others come later, with the same UIDs.
 func (n *Node) Reboot(ctx context.Context) error {
 	parts := []*Part{n.containerd, n.Kubelet}
 	for _, p := range slices.Backward(parts) {
@@ -29,9 +28,6 @@ func (n *Node) Reboot(ctx context.Context) error {
 		return err
 	}
 	if err := unmountAll("/var/lib/kubelet/", "/run/containerd/", "/run/netns/"); err != nil {
-		return err
-	}
-	if err := age(); err != nil {
 		return err
 	}
 	gone, err := filepath.Glob("/run/*")
@@ -52,24 +48,6 @@ func (n *Node) Reboot(ctx context.Context) error {
 		}
 	}
 	return n.Driver.Start(ctx)
-}
-
-// age makes the volumes' directories an hour old, now that nothing is mounted on
-// them. The driver answers a republish of one that is younger than its
-// rotationPollInterval before it looks whether anything is mounted there: a pod
-// that starts again within that time runs with an empty volume.
-func age() error {
-	found, err := filepath.Glob("/var/lib/kubelet/pods/*/volumes/kubernetes.io~csi/*/mount")
-	if err != nil {
-		return err
-	}
-	then := time.Now().Add(-time.Hour)
-	for _, dir := range found {
-		if err := os.Chtimes(dir, then, then); err != nil {
-			return fmt.Errorf("aging a volume's directory: %w", err)
-		}
-	}
-	return nil
 }
 
 // killContainers kills the containers and their shims until there are none. They
