@@ -62,6 +62,13 @@ func (n *node) fleet(size int) (pods []*pod) {
 	return pods
 }
 
+// renewed counts the renewals that were asked for.
+func (b *backend) renewed() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.renewals
+}
+
 // TestClockStepForwardIsSpread: three hours are gone at once, as after a suspend, and
 // with them the due times of all leases and tokens.
 func TestClockStepForwardIsSpread(t *testing.T) {
@@ -70,22 +77,17 @@ func TestClockStepForwardIsSpread(t *testing.T) {
 		n.backend.auth = role{ttl: 4 * time.Hour, max: 1000 * time.Hour}
 		pods := n.fleet(size)
 		pause(time.Minute)
-		renewals := func() int {
-			n.backend.mu.Lock()
-			defer n.backend.mu.Unlock()
-			return n.backend.renewals
-		}
-		before := renewals()
+		before := n.backend.renewed()
 		n.stepClock(3 * time.Hour)
 		peak, last := 0, before
 		for range 60 {
 			pause(time.Second)
-			now := renewals()
+			now := n.backend.renewed()
 			peak, last = max(peak, now-last), now
 		}
 		require.Equal(t, 2*size, last-before, "every token and every lease once")
 		require.LessOrEqual(t, peak, backgroundRate+1, "calls in a second")
-		require.Equal(t, size, n.backend.reads, "nothing is issued for it")
+		require.Equal(t, size, n.backend.count(), "nothing is issued for it")
 		for range 5 {
 			pause(time.Hour)
 			for _, p := range pods {
@@ -103,17 +105,17 @@ func TestClockStepBackIsLookedAt(t *testing.T) {
 		n.backend.auth = role{ttl: 4 * time.Hour, max: 1000 * time.Hour}
 		pods := n.fleet(size)
 		pause(time.Minute)
-		before := n.backend.renewals
+		before := n.backend.renewed()
 		n.stepClock(-3 * time.Hour)
 		for _, p := range pods {
 			require.NoError(t, p.mount(), "a republish")
 			n.m.volumes[p.target].kick()
 		}
 		pause(time.Minute)
-		require.Equal(t, 2*size, n.backend.renewals-before, "every token and every lease once")
-		require.Equal(t, size, n.backend.reads)
+		require.Equal(t, 2*size, n.backend.renewed()-before, "every token and every lease once")
+		require.Equal(t, size, n.backend.count())
 		pause(time.Hour)
-		require.Equal(t, 2*size, n.backend.renewals-before)
+		require.Equal(t, 2*size, n.backend.renewed()-before)
 		for range 5 {
 			pause(time.Hour)
 			for _, p := range pods {

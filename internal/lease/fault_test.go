@@ -337,7 +337,7 @@ func TestJournalThatCannotBeWritten(t *testing.T) {
 		n.mu.Lock()
 		n.saveErr = errors.New("no space left on device")
 		n.mu.Unlock()
-		logins, reads, renewals := n.backend.logins, n.backend.reads, n.backend.renewals
+		logins, reads, renewals := n.backend.logins, n.backend.reads, n.backend.renewed()
 
 		refused := n.pod("new", p.objects)
 		var e *provider.Error
@@ -352,7 +352,7 @@ func TestJournalThatCannotBeWritten(t *testing.T) {
 			pause(time.Minute)
 			require.True(t, p.works())
 		}
-		require.GreaterOrEqual(t, n.backend.renewals-renewals, 2*10, "token and lease are renewed")
+		require.GreaterOrEqual(t, n.backend.renewed()-renewals, 2*10, "token and lease are renewed")
 		require.Equal(t, reads, n.backend.reads)
 		require.LessOrEqual(t, n.backend.logins, logins+1)
 		require.Equal(t, 1, n.backend.tokenCount(), "the refused Mount's token is ended")

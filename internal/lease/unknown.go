@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"bytes"
 	"encoding/json"
 	"reflect"
 	"strings"
@@ -21,6 +22,11 @@ type unknown map[string]json.RawMessage
 
 // decode reads an entry into known, a pointer to a struct, and returns what is left.
 func decode(b []byte, known any) (unknown, error) {
+	strict := json.NewDecoder(bytes.NewReader(b))
+	strict.DisallowUnknownFields()
+	if strict.Decode(known) == nil {
+		return nil, nil // as good as always
+	}
 	var left unknown
 	if err := json.Unmarshal(b, known); err != nil {
 		return nil, err

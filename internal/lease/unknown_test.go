@@ -24,7 +24,7 @@ func TestFieldsOfALaterVersionAreKept(t *testing.T) {
 		}
 		n.start(0)
 		pause(5 * time.Hour) // renewed, and saved, many times
-		require.Greater(t, n.backend.renewals, 10)
+		require.Greater(t, n.backend.renewed(), 10)
 		n.kill()
 		require.Len(t, n.records, 1)
 		for _, r := range n.records {
