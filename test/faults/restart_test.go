@@ -9,7 +9,6 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/tenure-csi/tenure/test/fixture"
 )
@@ -25,20 +24,7 @@ func TestRestart(t *testing.T) {
 	const ttl, maxTTL = 40 * time.Second, 240 * time.Second // replaced 12 s before the end
 	s := newScene(t, fixture.ScopeOptions{TTL: ttl, MaxTTL: maxTTL})
 	s.start()
-	var vs []*fixture.Volume
-	var mounts errgroup.Group
-	mounts.SetLimit(8) // how fast so many users are made is no matter here
-	for range 100 {
-		v := s.volume(s.objects(""))
-		vs = append(vs, v)
-		mounts.Go(func() error {
-			return fixture.Eventually(t.Context(), true, func(context.Context) (bool, error) { // as kubelet does
-				err := s.try(v)
-				return err == nil, err
-			})
-		})
-	}
-	require.NoError(t, mounts.Wait())
+	vs := s.mountedAll(100, "")
 	require.Equal(t, held{100, 100, 100}, s.count(t))
 	logins, reads := s.logins(), s.reads()
 	var before, users []string

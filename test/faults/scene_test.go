@@ -17,6 +17,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/tenure-csi/tenure/internal/admin"
 	"github.com/tenure-csi/tenure/internal/lease"
@@ -106,6 +107,30 @@ func (s *scene) mounted() *fixture.Volume {
 	v := s.volume(s.objects(""))
 	s.mount(v)
 	return v
+}
+
+// mountedAll are so many volumes like mounted, with further fields of the objects.
+// They are mounted a few at a time, and again where Vault was too busy to answer, as
+// kubelet does: how fast so many users are made is no matter here.
+func (s *scene) mountedAll(n int, more string) []*fixture.Volume {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Minute)
+	defer cancel()
+	vs := make([]*fixture.Volume, n)
+	var mounts errgroup.Group
+	mounts.SetLimit(8)
+	for i := range vs {
+		v := s.volume(s.objects(more))
+		vs[i] = v
+		mounts.Go(func() error {
+			return fixture.Eventually(ctx, true, func(context.Context) (bool, error) {
+				err := s.try(v)
+				return err == nil, err
+			})
+		})
+	}
+	require.NoError(s.t, mounts.Wait())
+	return vs
 }
 
 func (s *scene) mount(v *fixture.Volume) {

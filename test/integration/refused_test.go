@@ -62,7 +62,7 @@ func (s *site) mountAndEnd(t *testing.T) {
 	v := s.mounted(t, s.db("db"))
 	require.NoError(t, s.node.DeletePod(v.Pod))
 	s.requireHeld(t, 0, 0)
-	require.NoError(t, fixture.Eventually(within(t, 30*time.Second), "[]", func(ctx context.Context) (string, error) {
+	require.NoError(t, fixture.Eventually(within(t, 2*time.Minute), "[]", func(ctx context.Context) (string, error) {
 		text, err := s.daemon.Status(ctx)
 		return strings.TrimSpace(string(text)), err
 	}), "the volume's end")
