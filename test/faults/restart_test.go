@@ -25,7 +25,7 @@ func TestRestart(t *testing.T) {
 	s := newScene(t, fixture.ScopeOptions{TTL: ttl, MaxTTL: maxTTL})
 	s.start()
 	vs := s.mountedAll(100, "")
-	require.Equal(t, held{100, 100, 100}, s.count(t))
+	s.settles(3*time.Minute, held{100, 100, 100})
 	logins, reads := s.logins(), s.reads()
 	var before, users []string
 	for _, v := range vs {

@@ -181,7 +181,7 @@ func TestPanics(t *testing.T) {
 			mount(t, neighbour)
 			mount(t, s.volume(t, s.db("db")))
 			values := service(read(t, neighbour, "db"))
-			requireRenewed(t, values["user"], begin.Add(13*time.Second)) // past the credential's first life
+			requireRenewed(t, values["user"], begin.Add(31*time.Second)) // past the credential's first life
 			require.NoError(t, stack.Postgres.Login(t.Context(), values["user"], values["password"]))
 			mount(t, neighbour)
 		})
@@ -205,7 +205,7 @@ func counted(metrics prometheus.Gatherer, name string) (sum float64, err error) 
 func inProcess(t *testing.T, method, pod string) (*site, prometheus.Gatherer) {
 	t.Helper()
 	s := &site{Scope: fixture.Scoped(t, stack, fixture.ScopeOptions{
-		TTL: 12 * time.Second, MaxTTL: time.Hour, Auth: fixture.AuthRole{TTL: 15 * time.Second, Max: time.Hour},
+		TTL: 30 * time.Second, MaxTTL: time.Hour, Auth: fixture.AuthRole{TTL: 40 * time.Second, Max: time.Hour},
 	})}
 	s.node = fixture.NodeFor(t, fixture.NodeOptions{Issuer: stack.Issuer})
 	log, metrics := slog.New(slog.DiscardHandler), prometheus.NewRegistry()

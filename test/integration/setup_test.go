@@ -132,7 +132,7 @@ func (s *site) requireHeld(t *testing.T, users, tokens int) {
 // requireRenewed waits until PostgreSQL will let a user in at a later time.
 func requireRenewed(t *testing.T, user string, until time.Time) {
 	t.Helper()
-	require.NoError(t, fixture.Eventually(within(t, time.Minute), true, func(ctx context.Context) (bool, error) {
+	require.NoError(t, fixture.Eventually(within(t, 3*time.Minute), true, func(ctx context.Context) (bool, error) {
 		conn, err := stack.Postgres.Admin(ctx)
 		if err != nil {
 			return false, err
