@@ -77,7 +77,7 @@ func (c cli) put(t *testing.T, prefix string) (code string) {
 // what another may do does not.
 func TestAWSCLI(t *testing.T) {
 	require.FileExists(t, awscli, "install it: apt-get install awscli")
-	cloud.EndSessionsAfter(20 * time.Second)
+	cloud.EndSessionsAfter(30 * time.Second)
 	t.Cleanup(func() { cloud.EndSessionsAfter(0) })
 	s := newSite(t)
 	ctx := within(t, 8*time.Minute)
@@ -90,23 +90,33 @@ func TestAWSCLI(t *testing.T) {
 		v, mountPath = s.formatted(t, "aws-credential-process", object)
 		rows[asker+", aws-credential-process"] = cli{v, "AWS_CONFIG_FILE=" + mountPath + "/aws/config", body}
 	}
-	for name, row := range rows {
+	each := func(when string, check func(*testing.T, cli)) {
+		t.Run(when, func(t *testing.T) {
+			for name, row := range rows {
+				t.Run(name, func(t *testing.T) {
+					t.Parallel()
+					check(t, row)
+				})
+			}
+		})
+	}
+	each("first", func(t *testing.T, row cli) {
 		require.NoError(t, fixture.Eventually(ctx, "", func(context.Context) (string, error) {
 			code := row.put(t, "tenant")
-			require.Contains(t, []string{"", "ExpiredToken"}, code, name) // the latter if it took too long for the session it found
+			require.Contains(t, []string{"", "ExpiredToken"}, code) // the latter if it took too long for the session it found
 			return code, nil
-		}), name)
-	}
+		}))
+	})
 	cloud.EndSessionsAfter(0)
-	for name, row := range rows {
+	each("replaced", func(t *testing.T, row cli) {
 		require.NoError(t, fixture.Eventually(ctx, true, func(context.Context) (bool, error) {
 			return slices.ContainsFunc(s.status(t, row.volume).Leases, func(l lease.LeaseStatus) bool {
 				return l.Reason == lease.Scheduled && time.Until(l.Expires) > 30*time.Minute
 			}), nil
-		}), name)
-		require.Empty(t, row.put(t, "tenant"), name)
-		require.Equal(t, "AccessDenied", row.put(t, "another"), name)
-	}
+		}))
+		require.Empty(t, row.put(t, "tenant"))
+		require.Equal(t, "AccessDenied", row.put(t, "another"))
+	})
 }
 
 // application is a client of S3 as a program makes it once, at its start.
