@@ -329,11 +329,11 @@ func (w *worker) swap(a *attempt, wants []*wanted, o order) error {
 			content = kept(l)
 		}
 		changed = changed || w.rec.Current.Leases[i] != l.ID
-		if !o.withdraw {
-			l.Refresh, l.Overlap = intervals(want.objects, l.Length)
-		}
 		gen.Leases = append(gen.Leases, l.ID)
 		files = append(files, content...)
+	}
+	if !o.withdraw {
+		w.locked(func() { w.space(gen, wants) })
 	}
 	if !changed {
 		w.mu.Lock()

@@ -30,6 +30,8 @@ func (w *worker) render(r *reading, room int) error {
 		w.log.Warn("a credential lives so briefly that its readers will wait for new ones often; ask for a longer life",
 			"object", want.objects[0].Name, "life", l.Length, "readers_want_left", l.Headroom)
 	}
+	files, objects, err := w.files(r, room)
+	l.Objects, l.Bytes = objects, size(files)
 	now := time.Now()
 	w.locked(func() {
 		w.rec.LastID++
@@ -37,30 +39,26 @@ func (w *worker) render(r *reading, room int) error {
 		w.rec.Leases = append(w.rec.Leases, l)
 		w.rec.schedule(l, r.sent, now)
 		l.look(now, i.Next)
-		r.lease = l
+		// The files are all that is kept of an answer.
+		r.lease, r.issued.Secret, r.files, r.holds = l, format.Secret{}, files, int64(dataBytes(files))
 	})
-	files, err := w.files(l, r, room)
-	w.locked(func() { // the files are all that is kept of an answer
-		r.issued.Secret, r.files, r.holds = format.Secret{}, files, int64(dataBytes(files))
-	})
-	l.Bytes = size(files)
 	return err
 }
 
 // files renders all objects of a read.
-func (w *worker) files(l *lease, r *reading, room int) (files []volume.File, err error) {
+func (w *worker) files(r *reading, room int) (files []volume.File, objects []object, err error) {
 	if r.refused != nil {
-		return nil, r.refused
+		return nil, nil, r.refused
 	}
 	for _, o := range r.want.objects {
 		out, err := w.format(o, r.issued.Secret)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		ob := object{ID: o.Name, Version: w.version(o, out.Stable)}
 		for _, f := range out.Files {
 			if room -= len(f.Data); room < 0 { // before all else is rendered too
-				return nil, &provider.Error{
+				return nil, nil, &provider.Error{
 					Class: provider.Exhausted, Cause: fmt.Sprintf("the volume's files are over the limit of %d bytes", volume.MaxBytes),
 					Remedy: "split the objects over several volumes",
 				}
@@ -68,9 +66,9 @@ func (w *worker) files(l *lease, r *reading, room int) (files []volume.File, err
 			files = append(files, volume.File{Path: f.Path, Mode: o.Mode, UID: o.UID, GID: o.GID, Data: f.Data})
 			ob.Files = append(ob.Files, file{Path: f.Path, Mode: o.Mode, UID: o.UID, GID: o.GID})
 		}
-		l.Objects = append(l.Objects, ob)
+		objects = append(objects, ob)
 	}
-	return files, nil
+	return files, objects, nil
 }
 
 // dataBytes is the length of all files that are not kept.
@@ -134,4 +132,13 @@ func intervals(objects []provider.Object, length time.Duration) (refresh, overla
 		overlap = max(overlap, o.Overlap)
 	}
 	return refresh, overlapOf(overlap, length)
+}
+
+// space takes over how far apart looks are and how long overlaps last, which an SPC
+// may change without a file of it. mu is held.
+func (w *worker) space(gen *generation, wants []*wanted) {
+	for i, want := range wants {
+		l := w.rec.lease(gen.Leases[i])
+		l.Refresh, l.Overlap = intervals(want.objects, l.Length)
+	}
 }

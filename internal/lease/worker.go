@@ -14,40 +14,47 @@ import (
 )
 
 // worker owns one volume. One goroutine at a time does its slow work; Mount
-// calls and the clock only ask for it. rec and all below it are changed by that
-// goroutine alone, under mu; it reads them without.
+// calls, edits, the bindings and the clock only ask for it.
 type worker struct {
 	m     *Manager
 	log   *slog.Logger
 	entry entry // in the manager's queue
 
-	mu        sync.Mutex
-	running   bool
-	gone      bool // the volume has ended; the record may not say so yet
-	rec       *Record
-	versions  []provider.Version // of the present generation
-	identity  provider.Identity  // of the last Mount
-	answered  time.Time          // the last Mount that was answered with versions
-	asked     *ask               // waits to be served
-	serving   *ask               // is being served
-	interrupt context.CancelFunc // ends the waiting of background work when somebody asks
+	// mu guards the next two groups of fields.
+	mu sync.Mutex
 
-	parsed  *parsedSpec // of the present generation; nil until it is needed
-	attempt *attempt    // under way, or kept for a retry
-	strays  []*reading  // reads of dropped attempts that have not returned
-	change  *failure    // an edit of the SPC that could not be carried out
-	refusal *failure    // a first Mount that was refused
-	recent  *recent     // what was just written
-	away    bool        // the volume was found unmounted; Mount or its end decides
-	needsID error       // why nothing can be replaced before the next Mount; nil: it can
-	fresh   bool        // a Mount brought an identity since
-	// republished: a Mount has come for a live volume, so the driver's rotation is on
-	republished bool
-	counted     int64             // bytes that the manager's budget has for the volume
-	holds       int64             // bytes of answers that it has for it
-	guards      map[string]*guard // by read
-	told        map[Notice]string // the conditions that were announced, by what they are about
-	tenancy     tenancy
+	// Others change them too, so that they are read and changed under mu alone. Of
+	// the second group, tenancy.due, an attempt's reads' waits and a grant's inFlight
+	// are so too.
+	running     bool
+	gone        bool               // the volume has ended; the record may not say so yet
+	identity    provider.Identity  // of the last Mount
+	answered    time.Time          // the last Mount that was answered with versions
+	asked       *ask               // waits to be served
+	interrupt   context.CancelFunc // ends the waiting of background work when somebody asks
+	change      *failure           // an edit of the SPC that could not be carried out
+	refusal     *failure           // a first Mount that was refused
+	away        bool               // the volume was found unmounted; Mount or its end decides
+	needsID     error              // why nothing can be replaced before the next Mount; nil: it can
+	fresh       bool               // a Mount brought an identity since
+	republished bool               // a Mount has come for a live volume, so the driver's rotation is on
+	holds       int64              // bytes of answers that the manager's budget has for the volume
+
+	// The goroutine alone changes them, under mu, with all below them; it reads them
+	// without.
+	rec      *Record
+	versions []provider.Version // of the present generation
+	serving  *ask               // is being served
+	parsed   *parsedSpec        // of the present generation; nil until it is needed
+	attempt  *attempt           // under way, or kept for a retry; what it has is the goroutine's own
+	strays   []*reading         // reads of dropped attempts that have not returned
+	tenancy  tenancy
+
+	// The goroutine's own: nobody else reads them.
+	recent  *recent           // what was just written
+	counted int64             // bytes of files that the manager's budget has for the volume
+	guards  map[string]*guard // by read
+	told    map[Notice]string // the conditions that were announced, by what they are about
 }
 
 func newWorker(m *Manager, r *Record) *worker {
