@@ -3,10 +3,12 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	osexec "os/exec"
 	"path/filepath"
 	"testing"
@@ -311,12 +313,22 @@ func rules(t *testing.T, of, name, namespace string) []authorization.ResourceRul
 	t.Helper()
 	token, err := cluster.Token(t.Context(), of, name)
 	require.NoError(t, err)
-	as, err := client.New(&rest.Config{
-		Host: node.URL, BearerToken: token, TLSClientConfig: rest.TLSClientConfig{CAData: []byte(cluster.CA())},
-	}, client.Options{})
+	as, err := rest.HTTPClientFor(&rest.Config{
+		BearerToken: token, TLSClientConfig: rest.TLSClientConfig{CAData: []byte(cluster.CA())},
+	})
 	require.NoError(t, err)
-	review := &authorization.SelfSubjectRulesReview{Spec: authorization.SelfSubjectRulesReviewSpec{Namespace: namespace}}
-	require.NoError(t, as.Create(t.Context(), review))
+	body, err := json.Marshal(map[string]any{"spec": map[string]any{"namespace": namespace}})
+	require.NoError(t, err)
+	url := node.URL + "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, bytes.NewReader(body))
+	require.NoError(t, err)
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := as.Do(req)
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	require.Equal(t, http.StatusCreated, resp.StatusCode)
+	var review authorization.SelfSubjectRulesReview
+	require.NoError(t, json.NewDecoder(resp.Body).Decode(&review))
 	require.NotEmpty(t, review.Status.ResourceRules, "it may ask this, at least")
 	return review.Status.ResourceRules
 }
