@@ -45,6 +45,12 @@ func (want *wanted) looks() bool {
 	return want.prior != nil && (want.prior.Kind == Polled || want.prior.Kind == Static)
 }
 
+// inTurn reports whether the read is for a lease whose replacement was due, which
+// nothing has hurried.
+func (want *wanted) inTurn() bool {
+	return want.prior != nil && (want.reason == Scheduled || want.reason == Truncated || want.reason == TokenEnd)
+}
+
 // reading is a read that was sent.
 type reading struct {
 	want  *wanted

@@ -98,7 +98,7 @@ func TestClockStepForwardIsSpread(t *testing.T) {
 }
 
 // TestClockStepBackIsLookedAt: what was issued in what is now the future is renewed
-// at the next look, once, and then at its own pace.
+// at the next look, once, and then in turns that are spread.
 func TestClockStepBackIsLookedAt(t *testing.T) {
 	scene(t, func(t *testing.T, n *node) {
 		const size = 20
@@ -114,8 +114,8 @@ func TestClockStepBackIsLookedAt(t *testing.T) {
 		pause(time.Minute)
 		require.Equal(t, 2*size, n.backend.renewed()-before, "every token and every lease once")
 		require.Equal(t, size, n.backend.count())
-		pause(time.Hour)
-		require.Equal(t, 2*size, n.backend.renewed()-before)
+		pause(time.Hour) // of a turn of 2:40
+		require.InDelta(t, 2*size*4/3, n.backend.renewed()-before, size/2)
 		for range 5 {
 			pause(time.Hour)
 			for _, p := range pods {

@@ -137,7 +137,7 @@ func (w *worker) login(g *grant, want *wanted, o order) error {
 	w.locked(func() { w.needsID = nil })
 	*g = grant{
 		Source: want.read.Source, Login: want.read.Login, Token: s.Token.Reveal(), Accessor: s.Accessor,
-		Opened: sent, Length: s.TTL, Jitter: jitter(), Renewable: s.Renewable, Revocable: s.Revocable, Borrowed: s.Borrowed, Pending: true,
+		Opened: sent, Length: s.TTL, Jitter: w.m.grants.next(sent), Renewable: s.Renewable, Revocable: s.Revocable, Borrowed: s.Borrowed, Pending: true,
 	}
 	if s.MaxTTL > 0 {
 		g.End = sent.Add(s.MaxTTL)

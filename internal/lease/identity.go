@@ -92,6 +92,20 @@ func (w *worker) lacking(l *lease) (from time.Time, why error) {
 	if w.identity.Tokens == nil && w.identity.Secrets == nil { // no Mount has brought one since the start
 		until = w.m.opened.Add(republishWithin)
 	}
-	half := l.Issued.Add(w.rec.end(l).Sub(l.Issued) / 2)
-	return later(half, until), why
+	return later(w.rec.half(l), until), why
+}
+
+// half is when half of what is left of a lease since it was issued or renewed is over.
+func (r *Record) half(l *lease) time.Time { return l.Issued.Add(r.end(l).Sub(l.Issued) / 2) }
+
+// tooSoon puts a replacement whose turn has come early, and which would lack an
+// identity, off until half of the lease's life: somebody may bring one until then.
+func (w *worker) tooSoon(l *lease, now time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, why := w.lacking(l); why == nil || l.Next != Scheduled && l.Next != TokenEnd || passed(now, w.rec.half(l)) {
+		return false
+	}
+	l.Due = w.rec.half(l)
+	return true
 }

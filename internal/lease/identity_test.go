@@ -2,6 +2,7 @@ package lease
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -100,6 +101,33 @@ func TestMissingIdentityIsForeseen(t *testing.T) {
 		pause(2 * time.Minute)
 		require.Equal(t, NeedsIdentity, p.status().State, "and has stopped")
 		require.Equal(t, 1, n.backend.minted("p "+cert))
+	})
+}
+
+// TestCrowdWithoutIdentityWaitsForHalfItsLife: a turn that comes early is no reason
+// to complain early.
+func TestCrowdWithoutIdentityWaitsForHalfItsLife(t *testing.T) {
+	scene(t, func(t *testing.T, n *node) {
+		n.withCert()
+		n.backend.auth = role{ttl: 2 * time.Minute, max: 2 * time.Minute, fixed: true}
+		var names []string
+		for i := range 20 {
+			names = append(names, fmt.Sprintf("t-%02d", i))
+		}
+		n.serve(n.backend.roles[cert], names...)
+		p := n.pool("[" + strings.Join(names, ", ") + "]")
+		p.expires = time.Now().Add(2 * time.Minute)
+		require.NoError(t, p.mount())
+		pause(12*time.Hour - time.Minute)
+		require.Equal(t, Live, p.status().State)
+		require.Equal(t, 20, n.asked())
+		pause(2 * time.Minute)
+		require.Equal(t, NeedsIdentity, p.status().State)
+		p.expires = time.Time{}
+		require.NoError(t, p.mount())
+		pause(time.Minute)
+		require.Equal(t, Live, p.status().State)
+		require.Greater(t, n.asked(), 20)
 	})
 }
 

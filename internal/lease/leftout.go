@@ -42,7 +42,11 @@ func (w *worker) skippable(a *attempt, wants, missing []*wanted, o order, err er
 // pool's files costs a link for every file that stays.
 func (w *worker) gather(due map[*lease]Reason, now time.Time) {
 	for _, l := range w.rec.current() {
-		if l.Tenant != "" && l.Final && isDue(now.Add(min(gatherWithin, l.Length/60)), l.at(), l.Issued) {
+		within := min(gatherWithin, l.Length/60)
+		if l.Next == TenantChange {
+			within = min(within, rotateOver/30)
+		}
+		if l.Tenant != "" && l.Final && isDue(now.Add(within), l.at(), l.Issued) {
 			due[l] = l.Next
 		}
 	}

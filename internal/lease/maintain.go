@@ -209,7 +209,7 @@ func (w *worker) tokenEnds(g *grant, now time.Time) {
 		if l.Grant != g.ID || l.LeaseID == "" || l.Kind != Leased || !w.rec.end(l).Before(l.Expires) {
 			continue
 		}
-		if at := replacement(now, g.End, l.Length, l.Overlap, l.Jitter); !l.Final || at.Before(l.Due) {
+		if at := l.soonest(now, g.End); !l.Final || at.Before(l.Due) {
 			l.finish(TokenEnd, at)
 		}
 	}
@@ -241,9 +241,9 @@ func (w *worker) leaseExtended(e *extension, now time.Time) {
 	case e.late:
 	case e.err == nil:
 		l.Issued, l.Expires = e.sent, e.sent.Add(e.got.TTL)
-		w.rec.schedule(l, e.sent, now)
+		w.rec.schedule(l, l.Due, e.sent, now)
 		if !e.got.Renewable && !l.Final {
-			l.finish(Scheduled, replacement(now, w.rec.end(l), l.Length, l.Overlap, l.Jitter))
+			l.finish(Scheduled, l.soonest(now, w.rec.end(l)))
 		}
 	case verdict == DeadAuth:
 		w.tokenDied(e.g, now)
@@ -253,7 +253,7 @@ func (w *worker) leaseExtended(e *extension, now time.Time) {
 	case verdict == Final || verdict == Refused:
 		w.log.Warn("the lease can't be renewed: it lives to its end", "expires", l.Expires, "error", e.err)
 		l.Renewable, l.Problem = false, e.err.Error()
-		at := replacement(now, w.rec.end(l), l.Length, l.Overlap, l.Jitter)
+		at := l.soonest(now, w.rec.end(l))
 		if verdict == Refused {
 			at = lastResort(now, w.rec.end(l), l.Length, l.Jitter)
 			w.tell(NoticeToken, l.named()+"the token may not renew its lease, which is replaced at its end instead: "+l.Problem)
@@ -322,6 +322,9 @@ func (w *worker) replaceDue(ctx context.Context, failed []*lease) {
 	for _, l := range w.rec.current() {
 		switch {
 		case l.Final && isDue(now, l.at(), l.Issued):
+			if w.tooSoon(l, now) {
+				continue
+			}
 			due[l] = l.Next
 		case slices.Contains(failed, l) && !l.Final && passed(now, hardDeadline(w.rec.end(l), l.Length)):
 			due[l] = Lost

@@ -79,6 +79,8 @@ type Manager struct {
 	work    sync.WaitGroup // every goroutine
 	queue   *queue
 	pacer   *pacer
+	leases  *phases
+	grants  *phases
 	budget  budget // of files
 	answers budget
 	recents budget
@@ -107,7 +109,7 @@ func Open(c Config) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{
-		Config: c, opened: time.Now(), metrics: newMetrics(c.Registerer), queue: newQueue(max(tick, c.sweep)), pacer: newPacer(),
+		Config: c, opened: time.Now(), metrics: newMetrics(c.Registerer), queue: newQueue(max(tick, c.sweep)), pacer: newPacer(), leases: newPhases(), grants: newPhases(),
 		budget: budget{
 			most: c.MaxBytes, spaces: map[string]int64{}, of: "files", remedy: "mount less on this node, or have the operator raise --volume-budget",
 		},

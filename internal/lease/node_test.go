@@ -45,6 +45,7 @@ type node struct {
 	maxBytes int64
 	writes   int // swaps
 	cluster  Cluster
+	journal  Store // the real one; nil: the model's
 	wrong    []string
 
 	writeErr, saveErr, currentErr, removeErr error // faults of the node itself
@@ -101,8 +102,12 @@ func (n *node) start(killAt int) {
 	if out := n.log; out != nil || os.Getenv("TENURE_TEST_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(cmp.Or(out, io.Writer(os.Stderr)), nil))
 	}
+	journal := n.journal
+	if journal == nil {
+		journal = store{n.daemon}
+	}
 	m, err := Open(Config{
-		Sources: map[string]Source{"vault": n.daemon, "aws-sts": n.daemon}, Files: n.daemon, Store: store{n.daemon}, Tenants: n.binder, VersionKey: []byte("the key of the tests"),
+		Sources: map[string]Source{"vault": n.daemon, "aws-sts": n.daemon}, Files: n.daemon, Store: journal, Tenants: n.binder, VersionKey: []byte("the key of the tests"),
 		Log: log, sweep: n.sweep, MaxBytes: n.maxBytes, Cluster: n.cluster, Registerer: n.metrics,
 	})
 	require.NoError(n.t, err)

@@ -20,7 +20,7 @@ func (w *worker) render(r *reading, room int) error {
 	l := &lease{
 		Grant: r.grant.ID, Source: want.read.Source, Login: want.read.Login, Print: want.print, Tenant: want.read.Tenant,
 		Node: want.read.ByNode(), Made: r.sent,
-		Reason: want.reason, LeaseID: i.LeaseID, Kind: i.Kind, Length: i.TTL, Headroom: i.Headroom, Issued: r.sent, Renewable: i.Renewable, Jitter: jitter(),
+		Reason: want.reason, LeaseID: i.LeaseID, Kind: i.Kind, Length: i.TTL, Headroom: i.Headroom, Issued: r.sent, Renewable: i.Renewable, Jitter: w.m.leases.next(r.sent),
 	}
 	if i.TTL > 0 {
 		l.Expires = r.sent.Add(i.TTL)
@@ -37,7 +37,11 @@ func (w *worker) render(r *reading, room int) error {
 		w.rec.LastID++
 		l.ID = w.rec.LastID
 		w.rec.Leases = append(w.rec.Leases, l)
-		w.rec.schedule(l, r.sent, now)
+		due := time.Time{}
+		if want.inTurn() {
+			due = want.prior.slot()
+		}
+		w.rec.schedule(l, due, r.sent, now)
 		l.look(now, i.Next)
 		// The files are all that is kept of an answer.
 		r.lease, r.issued.Secret, r.files, r.holds = l, format.Secret{}, files, int64(dataBytes(files))

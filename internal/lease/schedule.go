@@ -1,6 +1,9 @@
 package lease
 
-import "time"
+import (
+	"math/rand/v2"
+	"time"
+)
 
 // begin sets a grant's times at its login or after a renewal at now.
 func (g *grant) begin(now time.Time, ttl time.Duration) {
@@ -14,7 +17,7 @@ func (g *grant) begin(now time.Time, ttl time.Duration) {
 	case !g.Renewable, truncated(ttl, g.Length):
 		g.End = g.Expires
 	default:
-		g.Due = renewal(now, g.Length, g.Jitter)
+		g.Due = turn(g.Due, now, scale(g.Length, turnMost), g.Jitter)
 		return
 	}
 	g.Due = g.End.Add(-scale(g.Length, relogin+reloginSpread*g.Jitter))
@@ -26,26 +29,52 @@ func (g *grant) begin(now time.Time, ttl time.Duration) {
 // final reports whether the grant's last end is known and nothing prolongs it.
 func (g *grant) final() bool { return !g.End.IsZero() && !g.End.After(g.Expires) }
 
-// schedule sets when to act next on a lease whose terms were given at start.
-// The clock of a look (Polled, Static) is set by look.
-func (r *Record) schedule(l *lease, start, now time.Time) {
+// schedule sets when to act next on a lease whose terms were given at start, when
+// that was due; zero: it was not. The clock of a look (Polled, Static) is set by look.
+func (r *Record) schedule(l *lease, due, start, now time.Time) {
 	l.Tries, l.Retry, l.Problem = 0, time.Time{}, ""
 	if l.Kind != Leased || l.Length == 0 {
 		return
 	}
 	end := r.end(l)
 	switch {
+	case end.Before(l.Expires) && start.Equal(l.Made): // its token's end was known when it was issued
+		most := latest(end, l.Length, l.Overlap).Add(scale(l.Length, replaceSpread)).Sub(start)
+		l.finish(TokenEnd, turn(due, start, min(most, scale(l.Length, turnMost)), l.Jitter))
 	case end.Before(l.Expires):
-		l.finish(TokenEnd, replacement(now, end, l.Length, l.Overlap, l.Jitter))
+		l.finish(TokenEnd, l.lastTurn(start, now, end))
 	case l.Renewable && truncated(l.Expires.Sub(start), l.Length):
-		l.finish(Truncated, replacement(now, end, l.Length, l.Overlap, l.Jitter))
+		l.finish(Truncated, l.lastTurn(start, now, end))
 	case l.Renewable:
-		l.Due = renewal(start, l.Length, l.Jitter)
+		l.Due = turn(due, start, scale(l.Length, turnMost), l.Jitter)
 	case l.Headroom > 0:
-		l.finish(Scheduled, ahead(start, l.Length, l.Headroom, l.Jitter))
+		l.finish(Scheduled, turn(due, start, ahead(l.Length, l.Headroom), l.Jitter))
 	default:
-		l.finish(Scheduled, renewal(start, l.Length, l.Jitter))
+		l.finish(Scheduled, turn(due, start, scale(l.Length, turnMost), l.Jitter))
 	}
+}
+
+// lastTurn returns when to replace a lease whose renewal at start has shown its
+// end. That can be seen from L before it on: those that end together see it one
+// after the other in their turns, and are replaced in this order.
+func (l *lease) lastTurn(start, now, end time.Time) time.Time {
+	since := end.Add(-l.Length)
+	part := min(start.Sub(since).Seconds()/scale(l.Length, turnMost*turnPart).Seconds(), 1)
+	return staggered(replacement(since, l.Made, end, l.Length, l.Overlap, part), now, end, l.Length, l.Jitter)
+}
+
+// soonest returns when to replace a lease whose end has become known at now, to
+// others as well.
+func (l *lease) soonest(now, end time.Time) time.Time {
+	return staggered(replacement(now, l.Made, end, l.Length, l.Overlap, l.Jitter), now, end, l.Length, l.Jitter)
+}
+
+// slot returns when it was a lease's turn, for its replacement to go on from there.
+func (l *lease) slot() time.Time {
+	if l.Issued.After(l.Made) { // renewed
+		return l.Issued
+	}
+	return l.Due
 }
 
 // finish makes a lease's end known: it is replaced at the given time.
@@ -57,9 +86,9 @@ func (l *lease) look(now time.Time, next time.Duration) {
 	l.Tries, l.Retry, l.Problem = 0, time.Time{}, ""
 	switch l.Kind {
 	case Polled:
-		l.Due = now.Add(scale(l.Refresh, 0.9+0.2*jitter()))
+		l.Due = now.Add(scale(l.Refresh, 0.9+0.2*rand.Float64()))
 	case Static:
-		l.Due = now.Add(next + time.Second + scale(time.Second, jitter()))
+		l.Due = now.Add(next + time.Second + scale(time.Second, rand.Float64()))
 	}
 }
 

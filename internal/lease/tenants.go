@@ -31,7 +31,7 @@ const (
 	rotateOver   = 5 * time.Minute  // replacements that rotateAfter asks for are spread over this
 	leftOutCap   = 5 * time.Minute  // a tenant that was left out is tried again at least so often
 	skipsAfter   = 5 * time.Second  // without any answer for so long, tenants that may be left out are not waited for any longer
-	gatherWithin = 10 * time.Second // a pool's replacements that are due within this, or 1/60 of the lease, are one
+	gatherWithin = time.Minute      // a pool's replacements that are due within this, or 1/60 of the lease, are one; of rotateAfter's, a thirtieth
 	reviewAgain  = 10 * time.Second // the first retry of a review that failed
 )
 
