@@ -41,10 +41,11 @@ const (
 // Connect returns a client with the identity of a kubeconfig file, or with that of
 // the pod's own service account where path is empty. It makes no call.
 func Connect(path string) (dynamic.Interface, error) {
-	config, err := rest.InClusterConfig()
+	find := rest.InClusterConfig
 	if path != "" {
-		config, err = clientcmd.BuildConfigFromFlags("", path)
+		find = func() (*rest.Config, error) { return clientcmd.BuildConfigFromFlags("", path) }
 	}
+	config, err := find()
 	if err != nil {
 		return nil, fmt.Errorf("finding the Kubernetes API: %w", err)
 	}
