@@ -63,6 +63,9 @@ func TestCrowdFallsDueEvenly(t *testing.T) {
 		{"certificates in one volume", role{ttl: time.Hour, fixed: true, bare: true}, false, 1},
 	} {
 		t.Run(row.name, func(t *testing.T) {
+			if testing.Short() && !row.proof {
+				t.Skip("each crowd takes seconds; -short shows those of sessions")
+			}
 			scene(t, func(t *testing.T, n *node) {
 				n.backend.proofs, n.backend.auth.max = row.proof, 768*time.Hour
 				ps := n.crowd(row.role, row.pods)
