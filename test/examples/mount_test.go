@@ -2,6 +2,8 @@ package examples
 
 import (
 	"context"
+	"encoding/json"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,7 +44,7 @@ func prepare(t *testing.T) {
 	require.NoError(t, v.EnableKubernetesAuth(ctx, "kubernetes", reviewer))
 	require.NoError(t, v.EnableKV2(ctx, "secret"))
 	require.NoError(t, v.EnableDatabase(ctx, "database", stack.Postgres, stack.Postgres.Addr))
-	for _, role := range []string{"orders", "web", "reports"} {
+	for _, role := range []string{"orders", "web", "reports", "billing-acme", "billing-globex"} {
 		require.NoError(t, v.CreateDBRole(ctx, "database", role, time.Hour, 24*time.Hour))
 	}
 	certificate, err := fixture.NewCertificate(t.TempDir(), "127.0.0.1")
@@ -60,6 +62,7 @@ func prepare(t *testing.T) {
 		{"web", "web", "shop", "secret/data/web"},
 		{"reports", "reports", "shop", "database/creds/reports"},
 		{"web-tls", "web-tls", "shop", "secret/data/web-tls"},
+		{"billing", "billing", "shop", "database/creds/billing-*"},
 	} {
 		paths := []string{login.path}
 		if login.role == "web" {
@@ -70,6 +73,18 @@ func prepare(t *testing.T) {
 			Namespace: login.namespace, Policies: []string{login.role}, TTL: time.Hour, Max: 24 * time.Hour,
 		}))
 	}
+}
+
+// bindings answers a file of the rules that the pool's values give the chart.
+func bindings(t *testing.T) string {
+	t.Helper()
+	var values struct {
+		TenantBindings json.RawMessage `json:"tenantBindings"`
+	}
+	require.NoError(t, yaml.Unmarshal([]byte(text(t, filepath.Join(root, "pool-database", "values.yaml"))), &values))
+	path := filepath.Join(t.TempDir(), "bindings.yaml")
+	require.NoError(t, os.WriteFile(path, values.TenantBindings, 0o600))
+	return path
 }
 
 func text(t *testing.T, path string) string {
@@ -85,7 +100,7 @@ func text(t *testing.T, path string) string {
 func TestExamplesMount(t *testing.T) {
 	prepare(t)
 	node := fixture.NodeFor(t, fixture.NodeOptions{Issuer: stack.Issuer, Mounts: os.Getuid() == 0})
-	fixture.DaemonFor(t, fixture.DaemonOptions{Node: node, VaultAddr: stack.Vault.Addr, Args: []string{"--provider-name=tenure,vault"}})
+	fixture.DaemonFor(t, fixture.DaemonOptions{Node: node, VaultAddr: stack.Vault.Addr, Args: []string{"--provider-name=tenure,vault", "--tenant-bindings=" + bindings(t)}})
 	for _, row := range []struct {
 		example, account string
 		check            func(*testing.T, use)
@@ -108,6 +123,18 @@ func TestExamplesMount(t *testing.T) {
 			require.Equal(t, []uint32{10001, 10001}, []uint32{owner.Uid, owner.Gid})
 		}},
 		{"synced-secret", "web-tls", syncs},
+		{"pool-database", "billing", func(t *testing.T, u use) {
+			users := map[string]bool{}
+			for _, tenant := range []string{"acme", "globex"} {
+				at, err := url.Parse(u.read(t, tenant+"/url"))
+				require.NoError(t, err)
+				password, _ := at.User.Password()
+				require.NoError(t, stack.Postgres.Login(t.Context(), at.User.Username(), password))
+				require.Contains(t, at.User.Username(), "billing-")
+				users[at.User.Username()] = true
+			}
+			require.Len(t, users, 2)
+		}},
 	} {
 		t.Run(row.example, func(t *testing.T) {
 			if row.example == "non-root-application" && os.Getuid() != 0 {
