@@ -58,7 +58,7 @@ func TestDirectSessionsAreTheTenants(t *testing.T) {
 		require.NoError(t, err)
 		sessions[namespace] = keysIn(t, v, "aws")
 		l := s.status(t, v).Leases[0]
-		require.WithinDuration(t, time.Now().Add(35*time.Minute), l.Next, time.Minute+30*time.Second, "20 minutes and more before the end")
+		require.WithinRange(t, l.Next, time.Now(), time.Now().Add(40*time.Minute), "20 minutes and more before the end")
 		require.False(t, l.Renewable)
 
 		asked := cloud.Asked("AssumeRoleWithWebIdentity")
