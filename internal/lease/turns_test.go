@@ -96,6 +96,9 @@ func TestCrowdFallsDueEvenly(t *testing.T) {
 // mean. To replace some of them hours before would make more users and, since each has
 // to come from a fresh login to live on, many more tokens to renew.
 func TestCrowdAtItsMaxTTL(t *testing.T) {
+	if testing.Short() {
+		t.Skip("two simulated days take seconds; -short shows the crowds of sessions")
+	}
 	scene(t, func(t *testing.T, n *node) {
 		n.backend.auth.max = 768 * time.Hour
 		from := n.day(n.crowd(hour, 1), 48*time.Hour)
