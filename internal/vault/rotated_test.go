@@ -1,12 +1,16 @@
 package vault
 
 import (
+	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -34,7 +38,7 @@ func newMutual(t *testing.T) *mutual {
 		Handler: answering(http.StatusOK, dbAnswer), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError), ReadHeaderTimeout: time.Minute,
 	}
 	srv.SetKeepAlivesEnabled(false)
-	listener := tls.NewListener(p, &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+	listener := tls.NewListener(eager{p}, &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
 		return &tls.Config{
 			MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{*m.shows.Load()},
 			ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: m.trusts.Load(),
@@ -46,7 +50,10 @@ func newMutual(t *testing.T) *mutual {
 		Addr: "https://127.0.0.1:8200", CACert: m.path("ca.pem"), ClientCert: m.path("tls.crt"), ClientKey: m.path("tls.key"),
 	})
 	require.NoError(t, err)
-	m.source.clients.dial = p.dial
+	m.source.clients.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := p.dial(ctx, network, addr)
+		return eagerly(c), err
+	}
 	t.Cleanup(func() {
 		m.source.Close()
 		_ = srv.Close()
@@ -54,6 +61,68 @@ func newMutual(t *testing.T) *mutual {
 	})
 	return m
 }
+
+// eager accepts connections whose writes never wait. A TLS connection that is closed
+// writes, under locks of net/http's, and over net.Pipe would wait for its reader; a
+// goroutine that waits for a lock keeps the bubble's clock from going on.
+type eager struct{ net.Listener }
+
+func (e eager) Accept() (net.Conn, error) {
+	c, err := e.Listener.Accept()
+	return eagerly(c), err
+}
+
+type eagerConn struct {
+	net.Conn
+	out  chan []byte
+	done chan struct{}
+	once sync.Once
+}
+
+// eagerly writes to c what is written to its answer, and closes it after that.
+func eagerly(c net.Conn) net.Conn {
+	if c == nil {
+		return nil
+	}
+	e := &eagerConn{Conn: c, out: make(chan []byte, 1000), done: make(chan struct{})}
+	go func() {
+		defer c.Close()
+		for {
+			select {
+			case b := <-e.out:
+				e.write(b)
+				continue
+			default:
+			}
+			select {
+			case b := <-e.out:
+				e.write(b)
+			case <-e.done:
+				return
+			}
+		}
+	}()
+	return e
+}
+
+// write gives up on a peer that does not read.
+func (e *eagerConn) write(b []byte) {
+	_ = e.Conn.SetWriteDeadline(time.Now().Add(time.Second))
+	_, _ = e.Conn.Write(b)
+}
+
+func (e *eagerConn) Write(b []byte) (int, error) {
+	select {
+	case <-e.done:
+		return 0, net.ErrClosed
+	case e.out <- bytes.Clone(b):
+		return len(b), nil
+	}
+}
+
+func (e *eagerConn) SetDeadline(t time.Time) error    { return e.SetReadDeadline(t) }
+func (e *eagerConn) SetWriteDeadline(time.Time) error { return nil }
+func (e *eagerConn) Close() error                     { e.once.Do(func() { close(e.done) }); return nil }
 
 func (m *mutual) path(file string) string { return filepath.Join(m.dir, file) }
 
