@@ -3,10 +3,7 @@ package aws
 import (
 	"context"
 	"fmt"
-	"os"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -28,7 +25,7 @@ func TestPoolOfTwoHundredSessions(t *testing.T) {
 		names = append(names, fmt.Sprintf("t-%03d", i))
 	}
 	p := newPool(t, strings.Replace(poolRules, "[acme, globex]", "["+strings.Join(names, ", ")+"]", 1))
-	idle, asked := rss(t, p.daemon.Pid()), cloud.Asked("AssumeRole")
+	idle, asked := fixture.RSS(t, p.daemon.Pid()), cloud.Asked("AssumeRole")
 	v := p.of(t, "shop", "['*']", byNode, nil)
 	begin := time.Now()
 	_, err := v.Mount(t.Context())
@@ -36,7 +33,7 @@ func TestPoolOfTwoHundredSessions(t *testing.T) {
 	took := time.Since(begin)
 	require.Equal(t, tenants, cloud.Asked("AssumeRole")-asked, "one session a tenant")
 	t.Logf("measured: %d sessions mounted in %v by %d calls; the daemon holds %.0f MiB, idle %.0f",
-		tenants, took.Round(time.Millisecond), tenants, rss(t, p.daemon.Pid()), idle)
+		tenants, took.Round(time.Millisecond), tenants, fixture.RSS(t, p.daemon.Pid()), idle)
 	first := map[string]string{}
 	for _, name := range names {
 		first[name] = keysIn(t, v, name+"/aws").ID
@@ -49,7 +46,7 @@ func TestPoolOfTwoHundredSessions(t *testing.T) {
 		time.Sleep(turn / parts) // the time that is measured, not one that is waited for
 		calls = append(calls, cloud.Asked("AssumeRole")-was)
 	}
-	t.Logf("measured: asked for again in each %v: %v; the daemon holds %.0f MiB", turn/parts, calls, rss(t, p.daemon.Pid()))
+	t.Logf("measured: asked for again in each %v: %v; the daemon holds %.0f MiB", turn/parts, calls, fixture.RSS(t, p.daemon.Pid()))
 	require.Less(t, slices.Max(calls), 3*tenants/4, "not all at once")
 	require.NoError(t, fixture.Eventually(within(t, time.Minute), 0, func(context.Context) (int, error) {
 		left := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return keysIn(t, v, name+"/aws").ID != first[name] })
@@ -58,16 +55,4 @@ func TestPoolOfTwoHundredSessions(t *testing.T) {
 	for _, i := range []int{0, 99, 199} {
 		keysIn(t, v, names[i]+"/aws").confined(t, names[i], names[(i+1)%tenants])
 	}
-}
-
-var vmRSS = regexp.MustCompile(`VmRSS:\s+(\d+) kB`)
-
-// rss answers a process's resident memory in MiB.
-func rss(t *testing.T, pid int) float64 {
-	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	require.NoError(t, err)
-	kib, err := strconv.ParseFloat(string(vmRSS.FindSubmatch(status)[1]), 64)
-	require.NoError(t, err)
-	return kib / 1024
 }

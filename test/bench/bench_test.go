@@ -12,7 +12,6 @@ import (
 	"maps"
 	"net/http"
 	"os"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -251,7 +250,7 @@ func BenchmarkRepublish(b *testing.B) {
 // what the daemon holds in memory, and how long a restart takes until it serves again.
 func BenchmarkNode(b *testing.B) {
 	s := newSite(b)
-	idle := rss(b, s.daemon.Pid())
+	idle := fixture.RSS(b, s.daemon.Pid())
 	var objects strings.Builder
 	for i := range 4 { // each is a read of its own
 		fmt.Fprintf(&objects, "- {objectName: db%d.json, secretPath: '%s?of=%[1]d', format: json}\n", i, s.Creds)
@@ -267,7 +266,7 @@ func BenchmarkNode(b *testing.B) {
 	leases, err := s.Leases(b.Context())
 	require.NoError(b, err)
 	require.Equal(b, 4*len(vs), leases)
-	full := rss(b, s.daemon.Pid())
+	full := fixture.RSS(b, s.daemon.Pid())
 	var took []float64
 	for b.Loop() {
 		require.NoError(b, s.daemon.Kill())
@@ -280,7 +279,7 @@ func BenchmarkNode(b *testing.B) {
 	b.ReportMetric(idle, "MiB/idle")
 	b.ReportMetric(full, "MiB/500")
 	b.ReportMetric(took[len(took)/2], "s/restart")
-	b.ReportMetric(rss(b, s.daemon.Pid()), "MiB/restarted")
+	b.ReportMetric(fixture.RSS(b, s.daemon.Pid()), "MiB/restarted")
 	b.ReportMetric(0, "ns/op")
 }
 
@@ -295,16 +294,4 @@ func cpuTime(b *testing.B, pid int) time.Duration {
 	system, err := strconv.Atoi(fields[12])
 	require.NoError(b, err)
 	return time.Duration(user+system) * 10 * time.Millisecond
-}
-
-var vmRSS = regexp.MustCompile(`VmRSS:\s+(\d+) kB`)
-
-// rss returns a process's resident memory in MiB.
-func rss(b *testing.B, pid int) float64 {
-	b.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	require.NoError(b, err)
-	kib, err := strconv.ParseFloat(string(vmRSS.FindSubmatch(status)[1]), 64)
-	require.NoError(b, err)
-	return kib / 1024
 }

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -111,7 +109,7 @@ func TestPoolOfTwoHundredTenants(t *testing.T) {
 	p := newPool(t, o)
 	p.furnish(t, o, p.tenants(0, tenants+1)...)
 	p.bind(t, "", p.tenants(0, tenants)...)
-	idle := rss(t, p.daemon.Pid())
+	idle := fixture.RSS(t, p.daemon.Pid())
 	v := p.volumeOf(t, newPod(), p.spc(map[string]string{"onTenantFailure": "fail"})) // all or none, and then again
 	begin := time.Now()
 	require.NoError(t, fixture.Eventually(within(t, 5*time.Minute), true, func(ctx context.Context) (bool, error) {
@@ -124,7 +122,7 @@ func TestPoolOfTwoHundredTenants(t *testing.T) {
 	creds := func() int { return asked(t, "db-"+p.Name+"/creds/", "read") }
 	require.Equal(t, tenants, creds())
 	p.requireHeldUsers(t, tenants, 1)
-	figures.note(t, "pool: %d tenants with %d reads mounted in %v; the daemon holds %.0f MiB, idle %.0f", tenants, 2*tenants, took.Round(time.Millisecond), rss(t, p.daemon.Pid()), idle)
+	figures.note(t, "pool: %d tenants with %d reads mounted in %v; the daemon holds %.0f MiB, idle %.0f", tenants, 2*tenants, took.Round(time.Millisecond), fixture.RSS(t, p.daemon.Pid()), idle)
 
 	before := map[string]uint64{}
 	for _, name := range p.tenants(1, tenants) {
@@ -171,7 +169,7 @@ func TestPoolOfTwoHundredTenants(t *testing.T) {
 	}))
 	untouched()
 	require.Equal(t, tenants+1, creds(), "a restart issues nothing")
-	figures.note(t, "pool: restarted in %v, and then holds %.0f MiB", restarted.Round(time.Millisecond), rss(t, p.daemon.Pid()))
+	figures.note(t, "pool: restarted in %v, and then holds %.0f MiB", restarted.Round(time.Millisecond), fixture.RSS(t, p.daemon.Pid()))
 	require.NoError(t, p.node.DeletePod(v.Pod))
 	p.requireHeldUsers(t, 0, 0)
 }
@@ -185,18 +183,6 @@ func (p *pool) requireHeldUsers(t *testing.T, users, tokens int) {
 		n, err := p.Tokens(ctx)
 		return n <= tokens, err
 	}), "tokens")
-}
-
-var vmRSS = regexp.MustCompile(`VmRSS:\s+(\d+) kB`)
-
-// rss answers a process's resident memory in MiB.
-func rss(t *testing.T, pid int) float64 {
-	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	require.NoError(t, err)
-	kib, err := strconv.ParseFloat(string(vmRSS.FindSubmatch(status)[1]), 64)
-	require.NoError(t, err)
-	return kib / 1024
 }
 
 // TestTenantsFromAList lets a KV folder in Vault tell the tenants: one comes, one

@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
-	"regexp"
 	"testing"
 	"time"
 
@@ -113,9 +111,7 @@ func TestDaemonUsesTheAPI(t *testing.T) {
 		var all []lease.VolumeStatus
 		return err == nil && json.Unmarshal(text, &all) == nil && len(all) == 0
 	})
-	resident, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", daemon.Pid()))
-	require.NoError(t, err)
-	t.Logf("measured: resident with everything on and nothing mounted: %s", regexp.MustCompile(`VmRSS:\s*(.*)`).FindSubmatch(resident)[1])
+	t.Logf("measured: resident with everything on and nothing mounted: %.0f MiB", fixture.RSS(t, daemon.Pid()))
 	require.NoError(t, daemon.Stop())
 }
 
